@@ -1,0 +1,267 @@
+"""The conversion: source and projection in, a checked bundle out, or nothing at all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import fer_edge
+from fer_edge.bundle import Bundle, Golden, file_ref, open_bundle, path_ref, staged, write_label_set, write_manifest, write_npz
+from fer_edge.errors import ConversionError, UsageError
+from fer_edge.golden import BARS, Parity, measure
+from fer_edge.labels import LABEL_SETS, LabelSet, built_in_prompts, read_prompt_file
+from fer_edge.manifest import Artefact, GoldenRef, InputSpec, Manifest, Source, TextEncoderRef
+from fer_edge.runtime import Options, default_threads, load_runtime
+
+from .crops import augmented, from_folder
+from .graph import EdgeGraph, class_constants, fold
+from .sources import CLIP_MEAN, CLIP_STD, Encoder, open_encoder, read_projection
+from .text import TextEncoder
+
+RUNTIMES = ("openvino", "litert", "onnxruntime")
+GOLDEN_CROPS = 32
+DEFAULT_CALIBRATION = 64
+TOOLS = ("fer-edge", "torch", "transformers", "openvino", "nncf", "onnx", "onnxruntime", "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to make of a source. ``labels``: the default label set, a built-in name or a file; ``prompts``: a built-in type or a file, None
+    for P3 (CLIP) or the descriptions a student was trained with; ``calibration``: a folder of faces or an npz with ``images``."""
+
+    runtimes: Sequence[str] = RUNTIMES
+    precisions: Sequence[str] = ("int8",)
+    projection: Path | None = None
+    labels: str | None = None
+    prompts: str | None = None
+    calibration: Path | None = None
+    calibration_count: int = 300
+    normalize: Literal["auto", "none", "clip"] = "auto"
+    symmetric: bool = False
+    allow_drift: bool = False
+    force: bool = False
+    name: str | None = None
+    version: str = "1"
+    licence: str = "unstated"
+    card: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: ``done`` of ``total`` steps, and what comes now."""
+
+    done: int
+    total: int
+    text: str
+
+
+@dataclass(frozen=True)
+class _Material:
+    """Everything the exporters need."""
+
+    encoder: Encoder
+    graph: EdgeGraph
+    spec: InputSpec
+    r: NDArray[np.float64]
+    projection: Source | None
+    text: TextEncoder
+    sets: tuple[LabelSet, ...]
+    golden: Golden
+    calibration: NDArray[np.uint8]
+    calibrated_with: str
+    skipped: tuple[str, ...] = field(default=())
+
+
+def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None] = lambda step: None) -> Bundle:
+    """Convert ``source`` (a CLIP folder or id, or a student checkpoint) into a bundle at ``target``.
+
+    Every artefact is run on the golden set before the bundle is written. Raises ConversionError, LabelError, UsageError or
+    MissingExtraError; then nothing is left at ``target``.
+    """
+    for runtime in plan.runtimes:
+        if runtime not in RUNTIMES:
+            raise UsageError(f"no artefacts are made for the runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
+        load_runtime(runtime)
+    total = 1 + len(plan.runtimes)
+    with staged(target, plan.force) as folder:
+        report(Step(0, total, f"reading {source}"))
+        material = _prepare(source, plan)
+        artefacts: list[Artefact] = []
+        for i, runtime in enumerate(plan.runtimes):
+            report(Step(1 + i, total, f"{runtime}: {', '.join(plan.precisions)}"))
+            files = _export(runtime, material, plan, folder)
+            artefacts += [_artefact(runtime, p, names, material, plan, folder) for p, names in files.items()]
+        _finish(folder, material, plan, target, artefacts)
+        report(Step(total, total, "done"))
+    return open_bundle(target)
+
+
+def _prepare(source: str, plan: Plan) -> _Material:
+    encoder = open_encoder(source)
+    if plan.projection is not None and encoder.architecture == "cnn":
+        raise UsageError("a student checkpoint carries its own projection; --projection goes with a CLIP")
+    dim = len(encoder.last)
+    weight, projection = read_projection(plan.projection, dim) if plan.projection else (None, None)
+    r = fold(weight, dim)
+    last = r @ encoder.last.astype(np.float64)
+    text_r = r if encoder.text_projection is None else encoder.text_projection.astype(np.float64)
+    clip_pixels = plan.normalize == "clip" or (plan.normalize == "auto" and weight is None and encoder.architecture == "vit")
+    channels = 3 if encoder.color == "rgb" else 1
+    mean, std = (CLIP_MEAN, CLIP_STD) if clip_pixels and channels == 3 else ((0.0,) * channels, (1.0,) * channels)
+    spec = InputSpec(encoder.size, encoder.size, encoder.color, "stretch-bilinear", mean, std)
+    text = encoder.text()
+    sets = _label_sets(encoder, plan, text, text_r)
+    graph = EdgeGraph(encoder.body, last, mean, std, sets[0].constants, sets[0].logit_scale).eval().requires_grad_(False)
+    crops = augmented(GOLDEN_CROPS, encoder.size, encoder.color, seed=7)
+    with torch.inference_mode():
+        features = np.concatenate([graph(torch.from_numpy(crop[None]))["feature"].numpy() for crop in crops])
+    if not np.isfinite(features).all():
+        raise ConversionError(f"{source} gives NaN or Inf on ordinary faces; its weights are broken")
+    calibration, calibrated_with = _calibration(encoder, plan)
+    return _Material(encoder, graph, spec, text_r, projection, text, sets, Golden(crops, features), calibration, calibrated_with)
+
+
+def _calibration(encoder: Encoder, plan: Plan) -> tuple[NDArray[np.uint8], str]:
+    if plan.calibration is not None:
+        crops = from_folder(plan.calibration, plan.calibration_count, encoder.size, encoder.color)
+        return crops, f"{len(crops)} faces of {plan.calibration.resolve().name}"
+    crops = augmented(min(DEFAULT_CALIBRATION, plan.calibration_count), encoder.size, encoder.color, seed=11)
+    return crops, f"{len(crops)} augmentations of the one shipped face (no folder of faces was given)"
+
+
+def _label_sets(encoder: Encoder, plan: Plan, text: TextEncoder, r: NDArray[np.float64]) -> tuple[LabelSet, ...]:
+    """The default label set first, then every other built-in one that the prompts cover."""
+    default = plan.labels or ("rafdb7" if encoder.prompts is None else "ferplus8")
+    table = _prompt_table(encoder, plan)
+    wanted: dict[str, Mapping[str, tuple[str, ...]]] = {}
+    if default in LABEL_SETS:
+        missing = [label for label in LABEL_SETS[default] if label not in table]
+        if missing:
+            raise ConversionError(f"the prompts have none for {', '.join(missing)} of the label set {default}")
+    else:
+        path = Path(default)
+        if not path.is_file():
+            raise UsageError(f"no label set {default!r}; built in are {', '.join(LABEL_SETS)}, or name a TOML or JSON file")
+        wanted[path.stem] = read_prompt_file(path)
+        if path.stem in LABEL_SETS:
+            raise UsageError(f"{path} would be named {path.stem}, which is a built-in label set; rename the file")
+    for name in sorted(encoder.label_sets, key=lambda n: n != default):
+        if all(label in table for label in LABEL_SETS[name]):
+            wanted[name] = {label: table[label] for label in LABEL_SETS[name]}
+    return tuple(compile_label_set(name, prompts, text, r, encoder.logit_scale) for name, prompts in wanted.items())
+
+
+def _prompt_table(encoder: Encoder, plan: Plan) -> Mapping[str, tuple[str, ...]]:
+    if plan.prompts is None and encoder.prompts is not None:
+        return encoder.prompts
+    chosen = plan.prompts or "P3"
+    if Path(chosen).suffix.lower() in (".toml", ".json"):
+        return read_prompt_file(Path(chosen))
+    return built_in_prompts(LABEL_SETS["mafw11"], chosen)
+
+
+def compile_label_set(name: str, prompts: Mapping[str, Sequence[str]], text: TextEncoder, r: NDArray[np.floating], logit_scale: float) -> LabelSet:
+    """Sentences to constants: label -> prompts through a text encoder and R (D, T)."""
+    constants = class_constants(list(prompts.values()), text.encode, r)
+    return LabelSet(name, tuple(prompts), constants, logit_scale, 1.0, tuple(tuple(group) for group in prompts.values()))
+
+
+def _export(runtime: str, material: _Material, plan: Plan, folder: Path) -> dict[str, list[str]]:
+    example, precisions, calibration = material.golden.crops[:1], plan.precisions, material.calibration
+    architecture = material.encoder.architecture
+    try:
+        if runtime == "openvino":
+            from .to_openvino import export as to_openvino
+
+            return to_openvino(material.graph, example, precisions, calibration, architecture, folder)
+        if runtime == "litert":
+            from .to_litert import export as to_litert
+
+            return to_litert(material.graph, example, precisions, calibration, architecture, folder)
+        from .to_onnx import export as to_onnx
+
+        return to_onnx(material.graph, example, precisions, calibration, plan.symmetric, folder)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        raise ConversionError(f"{runtime}: the converter failed ({(str(error).splitlines() or [type(error).__name__])[0][:200]})") from error
+
+
+def _artefact(runtime: str, precision: str, names: Sequence[str], material: _Material, plan: Plan, folder: Path) -> Artefact:
+    """Run a written artefact on the golden set; raise ConversionError below its bars unless drift is allowed."""
+    adapter = load_runtime(runtime)
+    options = Options(precision, adapter.devices()[0], default_threads(), None)
+    session = adapter.open([folder / name for name in names], options)
+    try:
+        parity = measure(session.run, material.golden, material.sets[0])
+    finally:
+        session.close()
+    misses = parity.misses(BARS[precision])
+    outright = parity.misses({})
+    if misses and (outright or not plan.allow_drift):
+        raise ConversionError(f"{runtime} {precision} does not compute the float reference's answer: {'; '.join(misses)}{_advice(parity, precision, outright)}")
+    static = precision == "int8" and not (runtime == "litert" and material.encoder.architecture == "vit")
+    calibration = material.calibrated_with if static else "none (dynamic range)" if precision == "int8" else None
+    refs = tuple(file_ref(folder, name) for name in names)
+    return Artefact(runtime, precision, refs, parity.numbers(), calibration, bool(misses))  # type: ignore[arg-type]
+
+
+def _advice(parity: Parity, precision: str, outright: Sequence[str]) -> str:
+    if outright:
+        return ""
+    more = " (int8 of untrained weights always drifts)" if precision == "int8" and parity.centred_cosine < 0.7 else ""
+    return f"{more}; calibrate with --calibration FOLDER, or accept it with --allow-drift"
+
+
+def _finish(folder: Path, material: _Material, plan: Plan, target: Path, artefacts: Sequence[Artefact]) -> None:
+    write_npz(folder / "golden.npz", crops=material.golden.crops, features=material.golden.features)
+    np.save(folder / "text_projection.npy", material.r.astype(np.float32), allow_pickle=False)
+    sets = tuple(write_label_set(folder, s) for s in material.sets)
+    text = material.text
+    golden = path_ref(folder, "golden.npz")
+    manifest = Manifest(
+        name=plan.name or target.name,
+        version=plan.version,
+        licence=plan.licence,
+        card=plan.card or _card(material),
+        encoder=material.encoder.source,
+        projection=material.projection or _text_side(material),
+        input=material.spec,
+        feature_dim=material.golden.features.shape[1],
+        default_labels=material.sets[0].name,
+        artefacts=tuple(artefacts),
+        label_sets=sets,
+        text_encoder=TextEncoderRef(text.kind, text.source, text.sha256),
+        text_projection=path_ref(folder, "text_projection.npy"),
+        golden=GoldenRef(golden.path, golden.sha256, BARS),
+        tools=_versions(),
+    )
+    write_manifest(folder, manifest)
+
+
+def _text_side(material: _Material) -> Source | None:
+    """A student's projection is its own text side; plain CLIP has none."""
+    if material.encoder.text_projection is None:
+        return None
+    return Source(material.encoder.source.source, hashlib.sha256(material.encoder.text_projection.tobytes()).hexdigest())
+
+
+def _card(material: _Material) -> str:
+    projection = f", projection {material.projection.source}" if material.projection else ""
+    return f"Converted from {material.encoder.source.source}{projection} by fer-edge {fer_edge.__version__}. No model card was given (--card FILE)."
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for tool in TOOLS:
+        try:
+            found[tool] = metadata.version(tool)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,175 @@
+"""Sources: a Hugging Face CLIP or a student checkpoint, seen as one thing, an encoder with its last linear layer apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fer_edge.errors import ConversionError
+from fer_edge.labels import LABEL_SETS
+from fer_edge.manifest import Source
+
+from .text import TextEncoder, clip_text_encoder, source_name, weights_sha256
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's own normalisation (openai/CLIP ``clip/clip.py``); the released Exp-CLIP heads were trained without any."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An image encoder, ready to be folded.
+
+    ``body`` maps (N, C, S, S) to (N, W); ``last`` (D, W) is its bias-free last linear layer. ``text_projection`` (D, T): the matrix that takes the
+    text encoder's vectors to the feature space, None when they are there already (CLIP). ``prompts``: the built-in prompts it was
+    trained with, None for CLIP. ``architecture`` steers the int8 recipe.
+    """
+
+    name: str
+    source: Source
+    architecture: Literal["vit", "cnn"]
+    body: nn.Module
+    last: NDArray[np.float32]
+    size: int
+    color: Literal["rgb", "gray"]
+    logit_scale: float
+    text: Callable[[], TextEncoder]
+    text_projection: NDArray[np.float32] | None
+    prompts: dict[str, tuple[str, ...]] | None
+    label_sets: tuple[str, ...]
+
+
+class _ClipBody(nn.Module):
+    def __init__(self, vision: nn.Module) -> None:
+        super().__init__()
+        self.vision = vision
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled: Tensor = self.vision(pixel_values=x).pooler_output
+        return pooled
+
+
+class _StudentBody(nn.Module):
+    def __init__(self, convs: nn.ModuleList) -> None:
+        super().__init__()
+        self.convs = convs
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return x.mean((2, 3))
+
+
+def open_encoder(source: str) -> Encoder:
+    """A student checkpoint (a file) or a CLIP (a folder or a Hugging Face id). Raises ConversionError."""
+    path = Path(source)
+    if path.is_file():
+        return _open_student(path)
+    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        raise ConversionError(f"{source} does not exist: give a CLIP folder, a Hugging Face id (owner/name) or a student checkpoint")
+    return _open_clip(source)
+
+
+def load_clip(source: str) -> tuple[Any, Any]:
+    """(``transformers.CLIPModel`` in float32, eval mode; its tokenizer) of a folder or id.
+
+    A folder is read without any network. Raises ConversionError when it is not a complete CLIP.
+    """
+    from transformers import AutoConfig, CLIPModel, CLIPTokenizer
+
+    local = Path(source).exists()
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        if config.model_type != "clip":
+            raise ConversionError(f"{source} is a {config.model_type} model; only CLIPModel checkpoints can be converted")
+        model, info = CLIPModel.from_pretrained(source, local_files_only=local, dtype=torch.float32, output_loading_info=True)
+        tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=local)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ConversionError(f"{source} is not a readable CLIP ({(str(error).splitlines() or [''])[0]})") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ConversionError(f"{source} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}")
+    return model.eval(), tokenizer
+
+
+def _open_clip(source: str) -> Encoder:
+    model, tokenizer = load_clip(source)
+    vision = {k: v for k, v in model.state_dict().items() if k.startswith(("vision_model.", "visual_projection.")) and "position_ids" not in k}
+    return Encoder(
+        name=source_name(source).rsplit("/", 1)[-1],
+        source=Source(source_name(source), weights_sha256(vision)),
+        architecture="vit",
+        body=_ClipBody(model.vision_model).eval(),
+        last=model.visual_projection.weight.detach().numpy(),
+        size=int(model.config.vision_config.image_size),
+        color="rgb",
+        logit_scale=float(model.logit_scale.detach().double().exp()),
+        text=lambda: clip_text_encoder(model, tokenizer, source),
+        text_projection=None,
+        prompts=None,
+        label_sets=tuple(LABEL_SETS),
+    )
+
+
+def _open_student(path: Path) -> Encoder:
+    from .learn.sentences import descriptions, stored_sentences
+    from .learn.student import load_student
+
+    checkpoint = load_student(path)
+    student, table = checkpoint.student, stored_sentences()
+    trained = checkpoint.meta.get("text_encoder", {})
+    if trained.get("sha256") != table.sha256:
+        raise ConversionError(f"{path} was trained with the text encoder {trained.get('source')}, whose sentence vectors are not stored here")
+    weights = {**student.state_dict(), "text_projection": checkpoint.text_projection}
+    prompts = descriptions()
+    return Encoder(
+        name=path.stem,
+        source=Source(path.name, weights_sha256(weights)),
+        architecture="cnn",
+        body=_StudentBody(student.convs).eval(),
+        last=student.head.weight.detach().numpy(),
+        size=student.config.size,
+        color="gray",
+        logit_scale=checkpoint.scale,
+        text=table.encoder,
+        text_projection=checkpoint.text_projection.numpy(),
+        prompts=prompts,
+        label_sets=tuple(name for name, labels in LABEL_SETS.items() if set(labels) <= prompts.keys()),
+    )
+
+
+def read_projection(path: Path, dim: int) -> tuple[NDArray[np.float32], Source]:
+    """W (P, D) from the reference's ``.pth`` (key ``mlp.weight``, with any prefix) or from safetensors (that key, or its only matrix).
+
+    Raises ConversionError when it cannot be read without pickle, has no such key, or does not fit an encoder of ``dim`` = D.
+    """
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ConversionError(f"{path} does not exist") from error
+    except Exception as error:  # torch.load raises whatever its unpickler meets
+        raise ConversionError(f"{path} is not a readable projection ({(str(error).splitlines() or [type(error).__name__])[0][:160]})") from error
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+        tensors = tensors["state_dict"]
+    matrices = {k: v for k, v in tensors.items() if isinstance(v, Tensor) and v.ndim == 2} if isinstance(tensors, dict) else {}
+    named = [v for k, v in matrices.items() if k == "mlp.weight" or k.endswith(".mlp.weight")]
+    if len(named) != 1 and len(matrices) == 1:
+        named = list(matrices.values())
+    if len(named) != 1:
+        raise ConversionError(f"{path} has no projection: expected one matrix under the key mlp.weight, found {len(named)}")
+    weight = named[0].float().contiguous()
+    if weight.shape[1] != dim:
+        raise ConversionError(f"{path} projects features of {weight.shape[1]} numbers, this encoder gives {dim}: they do not belong together")
+    if not bool(torch.isfinite(weight).all()):
+        raise ConversionError(f"{path} holds NaN or Inf")
+    return weight.numpy(), Source(path.name, weights_sha256({"mlp.weight": weight}))

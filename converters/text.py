@@ -1,0 +1,99 @@
+"""Text encoders: sentences in, vectors out, and an identity that says whose vectors they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from fer_edge.errors import LabelError
+
+_PROBE = ("a photo of a face with an expression of happiness.", "Sadness; ANGER -- 2 eyes, 1 mouth")
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One text encoder.
+
+    ``kind`` is "clip" or "sentence-transformers"; ``sha256`` identifies the weights and the tokenizer whatever file
+    they came from; ``dim`` is T. ``encode`` maps n sentences to (n, T) float32, unnormalised.
+    """
+
+    kind: str
+    source: str
+    sha256: str
+    dim: int
+    encode: Callable[[Sequence[str]], NDArray[np.float32]]
+
+
+def weights_sha256(tensors: dict[str, torch.Tensor], extra: object = None) -> str:
+    """sha256 over names, shapes and float32 values of tensors: the same for every file format that holds them."""
+    digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().float().contiguous().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def source_name(source: str) -> str:
+    """A source as a manifest may show it: the id, or the last part of a folder's path (never a path of this machine)."""
+    path = Path(source)
+    return path.resolve().name if path.exists() else source
+
+
+def clip_text_encoder(model: Any, tokenizer: Any, source: str) -> TextEncoder:
+    """Text side of a ``transformers.CLIPModel`` with its tokenizer.
+
+    As the reference does it (Exp-CLIP ``models/Exp_CLIP.py``): cut at the context length, pooled at the end-of-text
+    token, through CLIP's own text projection.
+    """
+    limit = int(model.config.text_config.max_position_embeddings)
+
+    def encode(sentences: Sequence[str]) -> NDArray[np.float32]:
+        tokens = tokenizer(list(sentences), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        with torch.inference_mode():
+            out = model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        pooled: torch.Tensor = getattr(out, "pooler_output", out)
+        vectors: NDArray[np.float32] = pooled.float().cpu().numpy()
+        return vectors
+
+    side = {k: v for k, v in model.state_dict().items() if k.startswith(("text_model.", "text_projection.")) and "position_ids" not in k}
+    identity = weights_sha256(side, [tokenizer(text)["input_ids"] for text in _PROBE])
+    return TextEncoder("clip", source_name(source), identity, int(model.config.projection_dim), encode)
+
+
+def sentence_encoder(source: str) -> TextEncoder:
+    """A sentence-transformers folder or id that mean-pools a BERT-like model and normalises (MiniLM does)."""
+    from transformers import AutoModel, AutoTokenizer
+
+    local = Path(source).exists()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        model = AutoModel.from_pretrained(source, local_files_only=local).float().eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise LabelError(f"{source} is not a readable sentence encoder ({str(error).splitlines()[0]})") from error
+    pooling = Path(source) / "1_Pooling" / "config.json"
+    if local and pooling.exists() and not json.loads(pooling.read_text()).get("pooling_mode_mean_tokens", False):
+        raise LabelError(f"{source} does not use mean pooling; only mean-pooled sentence encoders are supported")
+
+    def encode(sentences: Sequence[str]) -> NDArray[np.float32]:
+        tokens = tokenizer(list(sentences), padding=True, truncation=True, max_length=256, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = model(**tokens).last_hidden_state
+        mask = tokens["attention_mask"][..., None].to(hidden.dtype)
+        pooled = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+        vectors: NDArray[np.float32] = pooled.cpu().numpy()
+        return vectors
+
+    side = {k: v for k, v in model.state_dict().items() if "position_ids" not in k}
+    identity = weights_sha256(side, [tokenizer(text)["input_ids"] for text in _PROBE])
+    return TextEncoder("sentence-transformers", source_name(source), identity, int(model.config.hidden_size), encode)

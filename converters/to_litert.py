@@ -1,0 +1,72 @@
+"""LiteRT artefacts: .tflite with one signature (image -> feature, logits).
+
+int8 of a ViT is dynamic-range (static w8a8 loses its fidelity); of a convolutional student static w8a8, which NPUs want. The head after the
+convolutions stays in float: a quantized L2 normalisation converts and then fails at the first run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import litert_torch
+import numpy as np
+import torch
+from ai_edge_quantizer import quantizer, recipe
+from ai_edge_quantizer.qtyping import (
+    ComputePrecision,
+    OpQuantizationConfig,
+    TensorDataType,
+    TensorQuantizationConfig,
+    TFLOperationName,
+)
+from numpy.typing import NDArray
+
+from .graph import EdgeGraph
+
+_SIGNATURE = "serving_default"
+_STATIC_OPS = (TFLOperationName.CONV_2D, TFLOperationName.DEPTHWISE_CONV_2D, TFLOperationName.PAD)
+
+
+def export(
+    graph: EdgeGraph, example: NDArray[np.uint8], precisions: Sequence[str], calibration: NDArray[np.uint8], architecture: Literal["vit", "cnn"], folder: Path
+) -> dict[str, list[str]]:
+    """Write the artefacts into ``folder``; precision -> file names."""
+    plain = folder / "litert-fp32.tflite"
+    with torch.no_grad():
+        litert_torch.convert(graph, sample_kwargs={"image": torch.from_numpy(example)}).export(str(plain))
+    files = {}
+    for precision in precisions:
+        name = f"litert-{precision}.tflite"
+        if precision == "fp16":
+            _quantized(_fp16(plain), folder / name)
+        elif precision == "int8" and architecture == "vit":
+            _quantized(quantizer.Quantizer(str(plain), recipe.dynamic_wi8_afp32()), folder / name)
+        elif precision == "int8":
+            _static(plain, folder / name, calibration)
+        files[precision] = [name]
+    if "fp32" not in precisions:
+        plain.unlink()
+    return files
+
+
+def _fp16(plain: Path) -> quantizer.Quantizer:
+    work = quantizer.Quantizer(str(plain))
+    config = OpQuantizationConfig(
+        weight_tensor_config=TensorQuantizationConfig(num_bits=16, dtype=TensorDataType.FLOAT), compute_precision=ComputePrecision.FLOAT, explicit_dequantize=True
+    )
+    work.update_quantization_recipe(".*", TFLOperationName.ALL_SUPPORTED, config, algorithm_key="float_casting")
+    return work
+
+
+def _static(plain: Path, target: Path, calibration: NDArray[np.uint8]) -> None:
+    work = quantizer.Quantizer(str(plain))
+    for op in _STATIC_OPS:
+        work.add_static_config(".*", op, activation_num_bits=8, weight_num_bits=8)
+    seen = work.calibrate({_SIGNATURE: [{"image": crop[None]} for crop in calibration]}, num_threads=2)
+    target.write_bytes(bytes(work.quantize(seen, enable_progress_bar=False, enable_progress_report=False).quantized_model))
+
+
+def _quantized(work: quantizer.Quantizer, target: Path) -> None:
+    target.write_bytes(bytes(work.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model))

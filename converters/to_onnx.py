@@ -1,0 +1,88 @@
+"""ONNX artefacts. int8: static QDQ, per channel, u8s8 (or s8s8 for TensorRT); fp16 with float inputs and outputs. The head stays in float."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from .graph import EdgeGraph
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, crops: NDArray[np.uint8]) -> None:
+        self._rows: Iterator[NDArray[np.uint8]] = iter(crops)
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        crop = next(self._rows, None)
+        return None if crop is None else {"image": crop[None]}
+
+
+def export(
+    graph: EdgeGraph, example: NDArray[np.uint8], precisions: Sequence[str], calibration: NDArray[np.uint8], symmetric: bool, folder: Path
+) -> dict[str, list[str]]:
+    """Write the artefacts into ``folder``; precision -> file names. ``symmetric``: int8 activations with zero point 0, as TensorRT wants."""
+    plain = folder / "onnxruntime-fp32.onnx"
+    torch.onnx.export(
+        graph,
+        (torch.from_numpy(example),),
+        str(plain),
+        dynamo=True,
+        input_names=["image"],
+        output_names=["feature", "logits"],
+        external_data=False,
+        verbose=False,
+    )
+    files = {}
+    for precision in precisions:
+        name = f"onnxruntime-{precision}.onnx"
+        if precision == "fp16":
+            model = onnx.load(plain)
+            onnx.save(convert_float_to_float16(model, keep_io_types=True, node_block_list=_head(model)), folder / name)
+        elif precision == "int8":
+            _int8(plain, folder / name, calibration, symmetric)
+        files[precision] = [name]
+    if "fp32" not in precisions:
+        plain.unlink()
+    return files
+
+
+def _int8(plain: Path, target: Path, calibration: NDArray[np.uint8], symmetric: bool) -> None:
+    prepared = target.with_suffix(".prepared")
+    logging.getLogger().setLevel(max(logging.ERROR, logging.getLogger().level))
+    try:
+        quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(target),
+            _Reader(calibration),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_head(onnx.load(prepared)),
+            extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
+        )
+    finally:
+        prepared.unlink(missing_ok=True)
+
+
+def _head(model: Any) -> list[str]:
+    """Names of the nodes that ``feature`` does not depend on."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    body, waiting = set(), ["feature"]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.name not in body:
+            body.add(node.name)
+            waiting += node.input
+    return [node.name for node in model.graph.node if node.name not in body]

@@ -1,0 +1,61 @@
+"""OpenVINO artefacts: .xml and .bin. int8 by NNCF post-training quantization; the head after ``feature`` stays in float."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fer_edge.runtime import silence_openvino_telemetry
+
+silence_openvino_telemetry()
+import nncf  # noqa: E402
+import openvino as ov  # noqa: E402
+
+from .graph import EdgeGraph  # noqa: E402
+
+
+def export(
+    graph: EdgeGraph, example: NDArray[np.uint8], precisions: Sequence[str], calibration: NDArray[np.uint8], architecture: Literal["vit", "cnn"], folder: Path
+) -> dict[str, list[str]]:
+    """Write the artefacts into ``folder``; precision -> file names, the one an engine opens first."""
+    with torch.no_grad():
+        model = ov.convert_model(graph, example_input=torch.from_numpy(example), input=list(example.shape))
+    for output, name in zip(model.outputs, ("feature", "logits"), strict=True):
+        output.get_tensor().set_names({name})
+    model.inputs[0].get_tensor().set_names({"image"})
+    files = {}
+    for precision in precisions:
+        stem = f"openvino-{precision}"
+        written = _int8(model, calibration, architecture) if precision == "int8" else model
+        ov.save_model(written, folder / f"{stem}.xml", compress_to_fp16=precision == "fp16")
+        files[precision] = [f"{stem}.xml", f"{stem}.bin"]
+    return files
+
+
+def _int8(model: Any, calibration: NDArray[np.uint8], architecture: str) -> Any:
+    return nncf.quantize(
+        model.clone(),
+        nncf.Dataset([crop[None] for crop in calibration]),
+        model_type=nncf.ModelType.TRANSFORMER if architecture == "vit" else None,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(calibration),
+        ignored_scope=nncf.IgnoredScope(names=_head(model)),
+    )
+
+
+def _head(model: Any) -> list[str]:
+    """Names of the operations that ``feature`` does not depend on: normalisation and class constants."""
+    feature = next(r for r in model.get_results() if "feature" in r.input_value(0).get_names())
+    body, waiting = set(), [feature]
+    while waiting:
+        op = waiting.pop()
+        if op.get_friendly_name() not in body:
+            body.add(op.get_friendly_name())
+            waiting += [value.get_node() for value in op.input_values()]
+    kinds = ("Constant", "Result", "Parameter")
+    return [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() not in body and op.get_type_name() not in kinds]

@@ -1,0 +1,276 @@
+"""The bundle folder: where it is read, checked and written. Nothing outside the folder is ever read through its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BundleError, LabelError, UsageError
+from .labels import LabelSet
+from .manifest import MANIFEST, Artefact, FileRef, LabelSetRef, Manifest, PathRef, read_manifest, to_bytes
+
+_MAX_NPZ_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The golden set: ``crops`` uint8 (N, H, W, C) and the float reference's ``features`` float32 (N, D)."""
+
+    crops: NDArray[np.uint8]
+    features: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk: its folder and its checked manifest. Files are checked when they are opened."""
+
+    folder: Path
+    manifest: Manifest
+
+
+def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle folder and check its manifest. Raises BundleError."""
+    path = Path(folder)
+    return Bundle(path, read_manifest(path))
+
+
+def checked_path(bundle: Bundle, path: str, sha256: str, size: int | None = None) -> Path:
+    """The file of the bundle at ``path``, after its hash was checked. Raises BundleError that names the file."""
+    file = _inside(bundle.folder, path)
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+            length = stream.tell()
+    except FileNotFoundError as error:
+        raise BundleError(f"{file} is missing from the bundle") from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} cannot be read: {error}") from error
+    if digest.hexdigest() != sha256 or (size is not None and length != size):
+        raise BundleError(f"{file} was altered or truncated: its sha256 does not match the manifest")
+    return file
+
+
+def artefact_files(bundle: Bundle, artefact: Artefact) -> tuple[Path, ...]:
+    """The checked files of an artefact, the one that an engine opens first."""
+    return tuple(checked_path(bundle, ref.path, ref.sha256, ref.bytes) for ref in artefact.files)
+
+
+def label_set(bundle: Bundle, name: str) -> LabelSet:
+    """A label set of the bundle, checked. Raises LabelError for a name that it has not, BundleError for a bad file."""
+    refs = {ref.name: ref for ref in bundle.manifest.label_sets}
+    if name not in refs:
+        raise LabelError(f"{bundle.folder} has no label set {name!r}; it has {', '.join(refs)}")
+    ref = refs[name]
+    file = checked_path(bundle, ref.path, ref.sha256)
+    z = read_npz(file, {"names", "constants", "logit_scale", "temperature", "prompts", "prompt_index"})
+    count = len(ref.labels)
+    names = tuple(map(str, z["names"].tolist())) if z["names"].ndim == 1 else ()
+    index = z["prompt_index"]
+    fits = (
+        names == ref.labels
+        and z["constants"].dtype == np.float32
+        and z["constants"].shape == (count, bundle.manifest.feature_dim)
+        and bool(np.isfinite(z["constants"]).all())
+        and all(z[k].shape == () and z[k].dtype.kind == "f" and np.isfinite(z[k]) and z[k] > 0 for k in ("logit_scale", "temperature"))
+        and z["prompts"].ndim == 1
+        and z["prompts"].dtype.kind == "U"
+        and index.shape == z["prompts"].shape
+        and index.dtype.kind in "iu"
+        and (index.size == 0 or (int(index.min()) >= 0 and int(index.max()) < count))
+    )
+    if not fits:
+        raise BundleError(f"{file} does not hold the label set that the manifest promises")
+    prompts = tuple(tuple(str(p) for p, i in zip(z["prompts"], index, strict=True) if i == k) for k in range(count))
+    return LabelSet(name, names, z["constants"], float(z["logit_scale"]), float(z["temperature"]), prompts)
+
+
+def golden_set(bundle: Bundle) -> Golden:
+    """The golden set, checked."""
+    manifest = bundle.manifest
+    file = checked_path(bundle, manifest.golden.path, manifest.golden.sha256)
+    z = read_npz(file, {"crops", "features"})
+    crops, features = z["crops"], z["features"]
+    shape = (len(features) if features.ndim else 0, *manifest.input.size, manifest.input.channels)
+    fits = crops.dtype == np.uint8 and crops.shape == shape and features.dtype == np.float32 and features.shape == (shape[0], manifest.feature_dim)
+    if not fits or shape[0] < 2 or not np.isfinite(features).all():
+        raise BundleError(f"{file} does not hold the golden set that the manifest promises")
+    return Golden(crops, features)
+
+
+def text_projection(bundle: Bundle) -> NDArray[np.float32]:
+    """R (D, T) float32: feature-space constants = R times a text encoder's vectors."""
+    ref = bundle.manifest.text_projection
+    file = checked_path(bundle, ref.path, ref.sha256)
+    try:
+        with file.open("rb") as stream:
+            matrix = _read_array(stream, file.stat().st_size)
+    except (ValueError, OSError, EOFError, MemoryError, OverflowError) as error:
+        raise BundleError(f"{file} is not a readable array") from error
+    if matrix.dtype != np.float32 or matrix.ndim != 2 or matrix.shape[0] != bundle.manifest.feature_dim:
+        raise BundleError(f"{file} does not hold the text projection that the manifest promises")
+    return matrix
+
+
+def read_npz(path: Path, members: set[str]) -> dict[str, NDArray[Any]]:
+    """Exactly these members of an npz file, without pickle and without taking more memory than the file declares and our limit allows."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if {info.filename for info in archive.infolist()} != {f"{m}.npy" for m in members} or len(archive.infolist()) != len(members):
+                raise BundleError(f"{path} does not hold the arrays {', '.join(sorted(members))}")
+            if sum(info.file_size for info in archive.infolist()) > _MAX_NPZ_BYTES:
+                raise BundleError(f"{path} unpacks to more than {_MAX_NPZ_BYTES:,} bytes")
+            arrays = {}
+            for info in archive.infolist():
+                with archive.open(info) as stream:
+                    arrays[info.filename.removesuffix(".npy")] = _read_array(stream, info.file_size)
+            return arrays
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, MemoryError, OverflowError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise BundleError(f"{path} is not a readable npz file") from error
+
+
+def _read_array(stream: Any, size: int) -> NDArray[Any]:
+    """One .npy array of a stream of ``size`` bytes. The header is read first, so that no lie in it takes memory."""
+    version = np.lib.format.read_magic(stream)
+    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if reader is None:
+        raise ValueError("unknown npy version")
+    shape, fortran, dtype = reader(stream)
+    count = 1
+    for n in shape:
+        count *= n
+    if dtype.hasobject or dtype.kind not in "fiuU" or count < 0 or count * dtype.itemsize > size:
+        raise ValueError("not a plain array of this size")
+    data = stream.read(count * dtype.itemsize)
+    array: NDArray[Any] = np.frombuffer(data, dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
+    return array
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """``folder / path``, if that stays inside the folder, links followed. Raises BundleError."""
+    pure = PurePosixPath(path)
+    bad = not path or pure.is_absolute() or any(c in path for c in "\\:\0") or any(part in ("..", ".") for part in path.split("/"))
+    if bad:
+        raise BundleError(f"{folder / MANIFEST} names the file {path!r}: only plain paths inside the bundle are read")
+    file = folder / pure
+    try:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"{file} is a link out of the bundle; it is not read")
+    except (OSError, RuntimeError) as error:
+        raise BundleError(f"{file} cannot be read: {error}") from error
+    return file
+
+
+def file_ref(folder: Path, path: str) -> FileRef:
+    """Reference to an existing file of a bundle under construction."""
+    data = (folder / path).read_bytes()
+    return FileRef(path, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def path_ref(folder: Path, path: str) -> PathRef:
+    """As :func:`file_ref`, without the size."""
+    return PathRef(path, file_ref(folder, path).sha256)
+
+
+@contextmanager
+def staged(target: Path, force: bool = False) -> Iterator[Path]:
+    """A fresh folder beside ``target`` that becomes ``target`` when the block ends well, and vanishes when it does not.
+
+    Raises UsageError when ``target`` exists and ``force`` is not set.
+    """
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists already; remove it, name another folder, or pass --force")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent} is not a folder; create it first")
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if target.exists():
+            old = folder.with_name(folder.name + "-old")
+            target.rename(old)
+            folder.rename(target)
+            shutil.rmtree(old)
+        else:
+            folder.rename(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json in one step: a reader sees the old one or the new one."""
+    _write_atomically(folder / MANIFEST, to_bytes(manifest))
+
+
+def write_label_set(folder: Path, labels: LabelSet) -> LabelSetRef:
+    """Write labels/<name>.npz and return its reference."""
+    if not labels.name.replace("-", "").replace("_", "").replace(".", "").isalnum() or not labels.name.isascii() or labels.name.startswith("."):
+        raise LabelError(f"{labels.name!r} cannot name a label set: use letters, digits, '-', '_' and '.'")
+    path = f"labels/{labels.name}.npz"
+    (folder / "labels").mkdir(exist_ok=True)
+    flat = [(prompt, k) for k, group in enumerate(labels.prompts) for prompt in group]
+    write_npz(
+        folder / path,
+        names=np.array(labels.labels),
+        constants=labels.constants.astype(np.float32),
+        logit_scale=np.array(labels.logit_scale, dtype=np.float64),
+        temperature=np.array(labels.temperature, dtype=np.float64),
+        prompts=np.array([p for p, _ in flat]),
+        prompt_index=np.array([k for _, k in flat], dtype=np.int64),
+    )
+    return LabelSetRef(labels.name, path, file_ref(folder, path).sha256, labels.labels)
+
+
+def add_label_set(bundle: Bundle, labels: LabelSet) -> Bundle:
+    """Add a label set to a bundle on disk: its file first, then the manifest. Raises LabelError when the name is taken."""
+    if labels.name in [ref.name for ref in bundle.manifest.label_sets]:
+        raise LabelError(f"{bundle.folder} already has a label set {labels.name!r}; choose another name")
+    try:
+        ref = write_label_set(bundle.folder, labels)
+        manifest = replace(bundle.manifest, label_sets=(*bundle.manifest.label_sets, ref))
+        write_manifest(bundle.folder, manifest)
+    except OSError as error:
+        raise BundleError(f"{bundle.folder} cannot be written: {error}") from error
+    return Bundle(bundle.folder, manifest)
+
+
+def write_npz(path: Path, **arrays: NDArray[Any]) -> None:
+    """A compressed npz with fixed time stamps (the same arrays give the same bytes), written in one step."""
+    partial = path.with_name(path.name + ".partial")
+    with zipfile.ZipFile(partial, "w") as archive:
+        for name, array in arrays.items():
+            info = zipfile.ZipInfo(f"{name}.npy")
+            info.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(info, "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.asarray(array), allow_pickle=False)
+    os.replace(partial, path)
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, path)
+
+
+def all_files(bundle: Bundle) -> Sequence[tuple[str, str, int | None]]:
+    """(path, sha256, size or None) of every file that the manifest names."""
+    m = bundle.manifest
+    files: list[tuple[str, str, int | None]] = [(f.path, f.sha256, f.bytes) for a in m.artefacts for f in a.files]
+    files += [(ref.path, ref.sha256, None) for ref in m.label_sets]
+    return [*files, (m.text_projection.path, m.text_projection.sha256, None), (m.golden.path, m.golden.sha256, None)]

@@ -1,0 +1,195 @@
+"""The classifier: one bundle, one artefact, one engine, one label set."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from . import runtime as rt
+from .bundle import Bundle, artefact_files, checked_path, golden_set, label_set, open_bundle
+from .errors import BundleError, EngineError, ImageError, MissingExtraError, UsageError
+from .image import Box, ImageLike, to_input
+from .labels import LabelSet
+from .manifest import Artefact
+
+DEFAULT_BUNDLE = Path(__file__).parent / "default"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """``label``: the most probable one; ``scores``: label -> probability, in the label set's order, summing to 1."""
+
+    label: str
+    scores: dict[str, float]
+
+
+class Classifier:
+    """Faces in, expressions out. Made by :func:`load`; may be shared between threads; closed by ``close`` or ``with``.
+
+    ``runtime``, ``device``, ``precision`` (of the artefact), ``execution_precision`` (what the engine computes in), ``threads`` and
+    ``engine`` say what runs. Every method raises UsageError after ``close`` and in a forked child.
+    """
+
+    def __init__(self, bundle: Bundle, runtime: str, precision: str, threads: int, session: rt.Session, labels: LabelSet) -> None:
+        self.bundle = bundle
+        self.runtime = runtime
+        self.precision = precision
+        self.threads = threads
+        self.device = session.device
+        self.execution_precision = session.execution_precision
+        self.engine = session.engine
+        self._set = labels
+        self._session: rt.Session | None = session
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels, in the order of the scores."""
+        return self._set.labels
+
+    @property
+    def label_set(self) -> str:
+        """Name of the label set in use."""
+        return self._set.name
+
+    def predict(self, image: ImageLike, box: Box | None = None, margin: float = 0.0) -> Prediction:
+        """Classify one face crop.
+
+        ``image``: a path, a PIL image, or a uint8 array (H, W, 3) RGB or (H, W) gray. The whole picture is taken to be one face; it cannot
+        be told from a landscape, so crop first or give ``box`` = (x, y, width, height) in pixels, widened on every side by ``margin``
+        (a fraction of its size; 0 = the box itself). Raises ImageError, or EngineError when the engine answers with NaN.
+        """
+        return self._prediction(self._feature(image, box, margin))
+
+    def predict_batch(self, images: Iterable[ImageLike]) -> list[Prediction]:
+        """Classify several face crops, one after the other (artefacts have a static batch of 1)."""
+        return [self._prediction(self._feature(image)) for image in _several(images)]
+
+    def predict_clip(self, frames: Iterable[ImageLike]) -> Prediction:
+        """Classify a video: the mean of the unnormalised features of **every** frame given (Exp-CLIP ``models/Exp_CLIP.py``,
+        Dynamic_FER); ``fer_edge.sample_frames(video, 16)`` picks the paper's frames. Raises ImageError without any frame."""
+        return self._prediction(self.features(frames).mean(0, dtype=np.float64).astype(np.float32))
+
+    def features(self, images: Iterable[ImageLike]) -> NDArray[np.float32]:
+        """Features (N, D) float32, before normalisation. Raises ImageError when there is no image."""
+        rows = [self._feature(image) for image in _several(images)]
+        if not rows:
+            raise ImageError("there is no image to look at")
+        return np.stack(rows)
+
+    def close(self) -> None:
+        """Give the engine back. Closing twice is fine."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            session, self._session = self._session, None
+            if session is not None:
+                session.close()
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "" if self._session is not None else ", closed"
+        return f"<Classifier {self.bundle.manifest.name}: {self.runtime} {self.precision} on {self.device}, labels {self.label_set}{state}>"
+
+    def _feature(self, image: ImageLike, box: Box | None = None, margin: float = 0.0) -> NDArray[np.float32]:
+        if self._pid != os.getpid():
+            raise UsageError("this classifier was opened before a fork; call fer_edge.load in the child")
+        spec = self.bundle.manifest.input
+        crop = to_input(image, spec.size, spec.color, box, margin)
+        with self._lock:
+            if self._session is None:
+                raise UsageError("this classifier is closed")
+            feature, _ = self._session.run(crop[None])
+        if not np.isfinite(feature).all():
+            raise EngineError(f"{self.engine} answered with NaN or Inf on {self.device}; run: fer-edge verify")
+        return feature
+
+    def _prediction(self, feature: NDArray[np.float32]) -> Prediction:
+        scores = self._set.scores(feature).tolist()
+        return Prediction(self._set.labels[scores.index(max(scores))], dict(zip(self._set.labels, scores, strict=True)))
+
+
+def load(
+    bundle: str | os.PathLike[str] | None = None,
+    *,
+    runtime: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    labels: str | None = None,
+    threads: int | None = None,
+    execution_precision: str | None = None,
+) -> Classifier:
+    """Open a bundle (None: the embedded default) and make it ready to predict.
+
+    ``runtime``: openvino, litert, onnxruntime, null or one of a third party; None: the first installed one that the bundle has an
+    artefact for (x86: openvino, onnxruntime, litert; ARM: litert, onnxruntime, openvino). ``device``: the engine's name (``fer-edge
+    doctor`` lists them); None: its CPU. ``precision``: int8, fp16 or fp32; None: the first of these that there is. ``labels``: a label
+    set of the bundle; None: its default. ``threads``: None: all processors up to 4. ``execution_precision``: ask for bf16 or fp16
+    arithmetic where the engine has it; never chosen by itself.
+
+    Raises BundleError, LabelError, MissingExtraError, EngineError or UsageError.
+    """
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"threads must be a whole number of at least 1; got {threads!r}")
+    opened = open_bundle(DEFAULT_BUNDLE if bundle is None else bundle)
+    name, artefact = choose_artefact(opened, runtime, precision)
+    chosen = label_set(opened, labels or opened.manifest.default_labels)
+    options = (device, threads or rt.default_threads(), execution_precision)
+    session = open_session(opened, name, artefact, *options)
+    return Classifier(opened, name, artefact.precision if artefact else "fp32", options[1], session, chosen)
+
+
+def choose_artefact(bundle: Bundle, runtime: str | None, precision: str | None) -> tuple[str, Artefact | None]:
+    """The runtime and artefact that :func:`load` takes; no artefact for ``null``, which answers from the golden set."""
+    if precision is not None and precision not in rt.PRECISIONS:
+        raise UsageError(f"no precision {precision!r}; there are {', '.join(rt.PRECISIONS)}")
+    if runtime == "null":
+        return runtime, None
+    table = {(a.runtime, a.precision): a for a in bundle.manifest.artefacts}
+    if runtime is not None:
+        rt.load_runtime(runtime)
+    candidates = [runtime] if runtime is not None else [name for name in rt.preferred_order() if rt.installed(name)]
+    for name in candidates:
+        for p in [precision] if precision else rt.PRECISIONS:
+            if (name, p) in table:
+                return name, table[(name, p)]  # type: ignore[index]
+    has = ", ".join(f"{r} {p}" for r, p in table) or "no artefact"
+    if runtime is None and not candidates:
+        raise MissingExtraError("an inference engine (openvino, litert or onnxruntime)", rt.preferred_order()[0])
+    wanted = " ".join(filter(None, (runtime or f"an installed engine ({', '.join(candidates)})", precision)))
+    raise BundleError(f"{bundle.folder} has no artefact for {wanted}; it has {has}")
+
+
+def open_session(
+    bundle: Bundle, runtime: str, artefact: Artefact | None, device: str | None, threads: int, execution_precision: str | None
+) -> rt.Session:
+    """Check an artefact's files and the golden set, and open the artefact in its engine."""
+    adapter = rt.load_runtime(runtime)
+    if artefact is None:
+        golden_set(bundle)
+        files: tuple[Path, ...] = (bundle.folder / bundle.manifest.golden.path,)
+    else:
+        checked_path(bundle, bundle.manifest.golden.path, bundle.manifest.golden.sha256)
+        files = artefact_files(bundle, artefact)
+    precision = artefact.precision if artefact else "fp32"
+    return adapter.open(files, rt.Options(precision, device or adapter.devices()[0], threads, execution_precision))
+
+
+def _several(images: Iterable[ImageLike]) -> Iterable[ImageLike]:
+    if isinstance(images, (str, os.PathLike, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim < 3):
+        raise UsageError("expected several images (a list or an array of them), got one; for a video file: fer_edge.sample_frames(path)")
+    return images

@@ -1,0 +1,53 @@
+"""Every error that fer-edge raises on purpose, in one tree.
+
+::
+
+    FerEdgeError
+    ├── BundleError       a bundle (or one of its files) is missing, altered, truncated, newer or malformed
+    ├── ImageError        an input cannot be read as one face crop
+    ├── LabelError        a label, label set, prompt file or text encoder does not fit
+    ├── EngineError       an inference engine is missing, refuses the artefact or device, or answers with NaN
+    ├── ConversionError   a source cannot be converted, or an artefact misses its parity bars
+    ├── MissingExtraError a command or function needs an extra that is not installed
+    └── UsageError        arguments that contradict each other or the state of an object
+
+A message is one line: what is wrong, in which file, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class FerEdgeError(Exception):
+    """Base class: ``except fer_edge.FerEdgeError`` catches everything that fer-edge raises on purpose."""
+
+
+class BundleError(FerEdgeError):
+    """A bundle, or a file of it, is missing, altered, truncated, newer or malformed. The message names the file."""
+
+
+class ImageError(FerEdgeError):
+    """An input cannot be read as one face crop."""
+
+
+class LabelError(FerEdgeError):
+    """A label, a label set, a prompt file or a text encoder does not fit."""
+
+
+class EngineError(FerEdgeError):
+    """An engine is missing, refuses an artefact, a device or a precision, or answers with something that is not a number."""
+
+
+class ConversionError(FerEdgeError):
+    """A source cannot be converted, or a converted artefact misses its parity bars."""
+
+
+class MissingExtraError(FerEdgeError):
+    """A package that an extra would have installed is not there. The message is the command that installs it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed here; install it with: pip install 'fer-edge[{extra}]'")
+        self.extra = extra
+
+
+class UsageError(FerEdgeError):
+    """Arguments contradict each other, or an object is used after close or in a forked child."""

@@ -1,0 +1,109 @@
+"""Parity: does this engine, on this device, compute the float reference's answer?
+
+A plain cosine proves nothing: features of different faces have cosine 0.999 under random weights, so an artefact that returns a constant
+would pass. So the reference's mean over the golden set is subtracted first, each output must find its own crop again, and two runs must
+be the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Golden
+from .labels import LabelSet, softmax
+
+BARS: Mapping[str, Mapping[str, float]] = {
+    "fp32": {"centred_cosine": 0.999, "self_retrieval": 1.0, "score_difference": 1e-3},
+    "fp16": {"centred_cosine": 0.99, "self_retrieval": 1.0, "score_difference": 1e-2},
+    "int8": {"centred_cosine": 0.95, "self_retrieval": 0.95, "top1_agreement": 0.9},
+}
+"""Bars per precision that a conversion has to reach and that a bundle's manifest carries. int8 is meant for trained encoders:
+of a random ViT it keeps a centred cosine of 0.2 to 0.5, which means nothing."""
+
+MIN_CROPS = 16
+"""A golden set has at least this many different crops."""
+
+Run = Callable[[NDArray[np.uint8]], "tuple[NDArray[np.float32], NDArray[np.float32]]"]
+"""One crop (1, H, W, C) uint8 -> feature (D,), logits (K,)."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was measured on the golden set.
+
+    ``centred_cosine``: mean over crops of the cosine after the reference's mean is subtracted from both; ``centred_cosine_min``: the worst
+    crop; ``self_retrieval``: share of outputs whose nearest reference (by that cosine) is their own; ``top1_agreement``: share with the reference's
+    label; ``score_difference``: largest difference of a score, over the feature's scores and the graph's own logits; ``finite``: no NaN
+    or Inf; ``repeatable``: two runs gave the same bytes.
+    """
+
+    centred_cosine: float
+    centred_cosine_min: float
+    self_retrieval: float
+    top1_agreement: float
+    score_difference: float
+    finite: bool
+    repeatable: bool
+
+    def misses(self, bars: Mapping[str, float]) -> list[str]:
+        """What falls short, in words; empty when the answer counts as the same. NaN, Inf and unequal runs always fall short."""
+        short = []
+        if not self.finite:
+            short.append("the output has NaN or Inf")
+        if not self.repeatable:
+            short.append("two runs gave different outputs")
+        for name, bar in sorted(bars.items()):
+            value = getattr(self, name)
+            upper = name == "score_difference"
+            if not (value <= bar if upper else value >= bar):
+                short.append(f"{name.replace('_', ' ')} {value:.4g} is {'above' if upper else 'below'} {bar:g}")
+        return short
+
+    def numbers(self) -> dict[str, float]:
+        """The measured numbers as the manifest stores them (4 to 7 significant digits; finite and repeatable as 1 or 0)."""
+        return {k: float(f"{float(v):.7g}") if np.isfinite(float(v)) else 0.0 for k, v in asdict(self).items()}
+
+
+def measure(run: Run, golden: Golden, labels: LabelSet) -> Parity:
+    """Run every golden crop twice and compare with the reference; ``labels`` is the label set baked into the graph's logits."""
+    first = [run(crop[None]) for crop in golden.crops]
+    second = [run(crop[None]) for crop in golden.crops]
+    features = np.stack([f for f, _ in first])
+    logits = np.stack([z for _, z in first])
+    repeatable = all(a.tobytes() == c.tobytes() and b.tobytes() == d.tobytes() for (a, b), (c, d) in zip(first, second, strict=True))
+    return compare(features, logits, golden.features, labels, repeatable)
+
+
+def compare(
+    features: NDArray[np.float32],
+    logits: NDArray[np.float32] | None,
+    reference: NDArray[np.float32],
+    labels: LabelSet,
+    repeatable: bool = True,
+) -> Parity:
+    """Parity of features (N, D) and the graph's logits (N, K), if it has any, with the reference's features (N, D)."""
+    finite = bool(np.isfinite(features).all()) and (logits is None or bool(np.isfinite(logits).all()))
+    if not finite or features.shape != reference.shape:
+        return Parity(0.0, 0.0, 0.0, 0.0, 1.0, finite, repeatable)
+    mean = reference.astype(np.float64).mean(0)
+    cosines = _unit(features - mean) @ _unit(reference - mean).T
+    own = np.diagonal(cosines)
+    expected, got = labels.scores(reference), labels.scores(features)
+    difference = float(np.abs(got - expected).max())
+    agreement = float((got.argmax(1) == expected.argmax(1)).mean())
+    if logits is not None:
+        graph = softmax(logits / np.float32(labels.temperature))
+        difference = max(difference, float(np.abs(graph - expected).max()))
+        agreement = min(agreement, float((graph.argmax(1) == expected.argmax(1)).mean()))
+    retrieval = float((cosines.argmax(1) == np.arange(len(own))).mean())
+    return Parity(float(own.mean()), float(own.min()), retrieval, agreement, difference, finite, repeatable)
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    norm = np.sqrt((rows * rows).sum(1, keepdims=True))
+    result: NDArray[np.float64] = rows / np.maximum(norm, 1e-30)
+    return result

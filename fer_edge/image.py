@@ -1,0 +1,222 @@
+"""Where an image becomes numbers: one face crop in any usual form -> uint8 (H, W, C), ready for an artefact.
+
+The order is the reference's (Exp-CLIP ``test.py``: Pillow image, Resize, ToTensor): colour first, then a stretch to the input size
+with Pillow's antialiased bilinear filter. Division by 255 and any mean/std are arithmetic of the artefact itself.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+
+from .errors import ImageError
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
+Box: TypeAlias = "tuple[float, float, float, float]"
+Color: TypeAlias = Literal["rgb", "gray"]
+
+MAX_PIXELS = 1 << 26
+"""Largest picture that is decoded: 67 million pixels (8192 x 8192), 200 MB as RGB. Ours, not Pillow's: checked before the memory is taken."""
+
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, AttributeError, struct.error)
+_UNREADABLE_MORE = (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError, RuntimeError)
+
+
+def to_input(image: ImageLike, size: tuple[int, int], color: Color, box: Box | None = None, margin: float = 0.0) -> NDArray[np.uint8]:
+    """One face crop as the artefact takes it: uint8 (height, width, C), C = 3 (rgb) or 1 (gray), contiguous.
+
+    ``image``: a path, a PIL image, or a uint8 array (H, W, 3) RGB, (H, W, 4) RGBA, (H, W, 1) or (H, W) gray. Files are turned upright by
+    their EXIF tag; transparent pixels are laid on white; 16-bit gray is scaled by its full range; an animation gives its first frame.
+    ``size``: (height, width). ``box``: (x, y, width, height) in pixels of the upright picture; ``margin`` widens it on every side by
+    that fraction of its width and height (0.1 = 10%), as far as the picture goes. Without a box the whole picture is taken to be the face.
+
+    Raises ImageError for anything that is not such an image, is larger than MAX_PIXELS, or a box that leaves the picture.
+    """
+    channels = 3 if color == "rgb" else 1
+    if isinstance(image, np.ndarray) and box is None and image.dtype == np.uint8 and image.shape[:2] == size:
+        if image.shape == (*size, channels):
+            return np.ascontiguousarray(image)
+        if image.ndim == 2 and channels == 1:
+            return np.ascontiguousarray(image)[:, :, None]
+    picture, name = _open(image)
+    try:
+        picture = _eight_bit(picture)
+        if box is not None:
+            picture = crop(picture, box, margin)
+        picture = picture.convert("RGB" if color == "rgb" else "L")
+        if picture.size != size[::-1]:
+            picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
+        array = np.asarray(picture, dtype=np.uint8)
+    except ImageError:
+        raise
+    except (*_UNREADABLE, *_UNREADABLE_MORE) as error:
+        raise ImageError(f"{name} cannot be decoded: {_reason(error)}") from error
+    return np.ascontiguousarray(array.reshape(*size, channels))
+
+
+def crop(picture: Image.Image, box: Box, margin: float = 0.0) -> Image.Image:
+    """The part of a picture in ``box`` = (x, y, width, height), widened by ``margin``; see :func:`to_input`."""
+    try:
+        x, y, w, h = (float(v) for v in box)
+    except (TypeError, ValueError) as error:
+        raise ImageError(f"a box is four numbers x, y, width, height; got {box!r}") from error
+    if not all(map(np.isfinite, (x, y, w, h, margin))) or margin < 0:
+        raise ImageError(f"a box is four finite numbers and its margin is not negative; got {box!r}, margin {margin!r}")
+    left, top, right, bottom = round(x), round(y), round(x + w), round(y + h)
+    if right <= left or bottom <= top:
+        raise ImageError(f"the box {_short(box)} has no area")
+    if left < 0 or top < 0 or right > picture.width or bottom > picture.height:
+        raise ImageError(f"the box {_short(box)} leaves the picture, which is {picture.width} x {picture.height} pixels; clip it first")
+    dx, dy = round(w * margin), round(h * margin)
+    return picture.crop((max(0, left - dx), max(0, top - dy), min(picture.width, right + dx), min(picture.height, bottom + dy)))
+
+
+def _open(image: ImageLike) -> tuple[Image.Image, str]:
+    if isinstance(image, Image.Image):
+        return _limited(image, "the PIL image"), "the PIL image"
+    if isinstance(image, np.ndarray):
+        return _from_array(image), "the array"
+    if not isinstance(image, (str, os.PathLike)):
+        raise ImageError(f"an image is a path, a PIL image or a uint8 array; got {type(image).__name__}")
+    path = Path(image)
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path} is empty")
+        if not path.is_file():
+            raise ImageError(f"{path} is not a file")
+        return _limited(Image.open(path), str(path)), str(path)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist") from error
+    except PermissionError as error:
+        raise ImageError(f"{path} may not be read (permission denied)") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path} is not an image that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller first") from error
+    except (*_UNREADABLE, *_UNREADABLE_MORE) as error:
+        raise ImageError(f"{path} cannot be opened: {_reason(error)}") from error
+
+
+def _limited(picture: Image.Image, name: str) -> Image.Image:
+    width, height = picture.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels ({width} x {height})")
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name} has {width} x {height} pixels; the limit is {MAX_PIXELS:,}: make it smaller first")
+    return picture
+
+
+def _from_array(array: NDArray[np.uint8]) -> Image.Image:
+    shape = array.shape
+    if array.dtype != np.uint8:
+        raise ImageError(f"an image array holds uint8 values 0 to 255; got {array.dtype}")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
+        raise ImageError(f"an image array is (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA; got {shape}")
+    if 0 in shape:
+        raise ImageError(f"the image array has no pixels: {shape}")
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise ImageError(f"the image array has {shape[1]} x {shape[0]} pixels; the limit is {MAX_PIXELS:,}: make it smaller first")
+    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and shape[2] == 1 else array))
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """Upright, 8 bits a channel, opaque: mode L, RGB or CMYK."""
+    picture.load()
+    picture = ImageOps.exif_transpose(picture)
+    mode = picture.mode
+    if mode.startswith("I"):
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError("32-bit integer images have no defined brightness range; convert to 8 or 16 bits first")
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if mode == "F":
+        raise ImageError("floating-point images have no defined brightness range; convert to 8 or 16 bits first")
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    if mode in ("L", "RGB", "CMYK"):
+        return picture
+    return picture.convert("L" if mode == "1" else "RGB")
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _short(box: Box) -> str:
+    return ",".join(f"{v:g}" for v in box)
+
+
+def segment_middles(frames: int, segments: int) -> list[int]:
+    """Index of the middle frame of each of ``segments`` equal parts of ``frames`` frames.
+
+    Exp-CLIP ``data_loader/video_dataloader.py``, ``_get_test_indices`` with duration 1. For videos of fewer frames than segments the
+    reference repeats frame 0; here the same formula goes on, so that every frame is seen.
+    """
+    tick = frames / segments
+    return [int(tick / 2 + tick * i) for i in range(segments)]
+
+
+def sample_frames(video: str | os.PathLike[str] | Sequence[ImageLike], count: int = 16) -> list[ImageLike]:
+    """``count`` frames from the middles of equal parts of a video, for ``predict_clip``.
+
+    ``video``: a sequence of images, an array (T, H, W, C), a folder of frame images (sorted by name), an animated image file (GIF, WebP,
+    PNG), or any other video file if PyAV (``pip install av``) is there.
+
+    Raises ImageError when there is no frame, or the file cannot be read.
+    """
+    if count < 1:
+        raise ImageError(f"the number of frames must be at least 1; got {count}")
+    if not isinstance(video, (str, os.PathLike)):
+        return _pick(video, count, "the video")
+    path = Path(video)
+    if path.is_dir():
+        return _pick(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), count, str(path))
+    if not path.is_file():
+        raise ImageError(f"{path} does not exist")
+    try:
+        with Image.open(path) as animation:
+            _limited(animation, str(path))
+            total = getattr(animation, "n_frames", 1)
+            wanted = segment_middles(total, count)
+            kept = {i: frame.convert("RGB") for i, frame in enumerate(ImageSequence.Iterator(animation)) if i in set(wanted)}
+            return [kept[i] for i in wanted]
+    except UnidentifiedImageError:
+        return _decode_video(path, count)
+    except (*_UNREADABLE, *_UNREADABLE_MORE) as error:
+        raise ImageError(f"{path} cannot be decoded: {_reason(error)}") from error
+
+
+def _pick(frames: Sequence[ImageLike], count: int, name: str) -> list[ImageLike]:
+    if len(frames) == 0:
+        raise ImageError(f"{name} has no frames")
+    return [frames[i] for i in segment_middles(len(frames), count)]
+
+
+def _decode_video(path: Path, count: int) -> list[ImageLike]:
+    try:
+        import av
+    except ImportError as error:
+        raise ImageError(f"{path} is not an animated image, and reading video files needs PyAV: pip install av") from error
+
+    def frames() -> Iterator[object]:
+        with av.open(str(path)) as container:
+            yield from container.decode(video=0)
+
+    try:
+        # Containers lie about their length, so the frames are counted first: two passes, one frame in memory at a time.
+        total = sum(1 for _ in frames())
+        if total == 0:
+            raise ImageError(f"{path} has no frames")
+        wanted = segment_middles(total, count)
+        kept = {i: frame.to_image() for i, frame in enumerate(frames()) if i in set(wanted)}  # type: ignore[attr-defined]
+        return [kept[i] for i in wanted]
+    except (av.error.FFmpegError, *_UNREADABLE) as error:
+        raise ImageError(f"{path} cannot be decoded: {_reason(error)}") from error

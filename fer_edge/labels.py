@@ -1,0 +1,137 @@
+"""Label sets: names, one constant vector each, the prompts they came from, and the score that compares a feature with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import LabelError
+
+PAPER_LABELS = (
+    "happiness",
+    "sadness",
+    "neutral",
+    "anger",
+    "surprise",
+    "disgust",
+    "fear",
+    "contempt",
+    "anxiety",
+    "helplessness",
+    "disappointment",
+)
+"""Exp-CLIP's label order (``models/Text.py``): the first 7 are RAF-DB, AffectNet-7, DFEW, FERV39k and AFEW, 8 FERPlus, 11 MAFW."""
+
+LABEL_SETS: Mapping[str, tuple[str, ...]] = {"rafdb7": PAPER_LABELS[:7], "ferplus8": PAPER_LABELS[:8], "mafw11": PAPER_LABELS}
+
+PROMPT_TYPES: Mapping[str, tuple[str, ...]] = {
+    "P1": ("{}.",),
+    "P2": ("an expression of {}.",),
+    "P3": ("a photo of a face with an expression of {}.",),
+    "ensemble": (
+        "an expression of {}.",
+        "a photo of a face with an expression of {}.",
+        "a close-up photo of a person showing {}.",
+        "a face that shows {}.",
+        "a portrait of someone whose face expresses {}.",
+        "a black and white photo of a face with an expression of {}.",
+        "a blurry low resolution photo of a face showing {}.",
+    ),
+}
+"""P1 to P3: Exp-CLIP ``models/Text.py``; ``ensemble`` is this project's own."""
+
+SYNONYMS: Mapping[str, str] = {
+    "happy": "happiness",
+    "sad": "sadness",
+    "neutrality": "neutral",
+    "angry": "anger",
+    "surprised": "surprise",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "afraid": "fear",
+    "scared": "fear",
+    "contemptuous": "contempt",
+    "anxious": "anxiety",
+    "helpless": "helplessness",
+    "disappointed": "disappointment",
+}
+"""Class names of common data sets -> label."""
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """A label set compiled to constants.
+
+    ``constants`` (K, D) float32, c_k = mean_j normalise(R T(prompt_kj)), not normalised again; ``logit_scale`` is s;
+    ``prompts`` are the sentences of each label.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    constants: NDArray[np.float32]
+    logit_scale: float
+    temperature: float
+    prompts: tuple[tuple[str, ...], ...]
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """logit_k = s <f/|f|, c_k> of unnormalised features (..., D): (..., K) float32."""
+        norm = np.sqrt((features * features).sum(-1, keepdims=True))
+        result: NDArray[np.float32] = (features / np.maximum(norm, np.float32(1e-30))) @ self.constants.T * np.float32(self.logit_scale)
+        return result
+
+    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """softmax(logits / temperature) of unnormalised features (..., D): (..., K) float32, rows sum to 1."""
+        return softmax(self.logits(features) / np.float32(self.temperature))
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Softmax over the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    result: NDArray[np.float32] = powers / powers.sum(-1, keepdims=True)
+    return result
+
+
+def built_in_prompts(labels: Sequence[str], prompt_type: str) -> dict[str, tuple[str, ...]]:
+    """Label -> prompts of a built-in prompt type. Raises LabelError for a type that does not exist."""
+    if prompt_type not in PROMPT_TYPES:
+        raise LabelError(f"no prompt type {prompt_type}; built in are {', '.join(PROMPT_TYPES)}, or name a TOML or JSON file")
+    return {label: tuple(template.format(label) for template in PROMPT_TYPES[prompt_type]) for label in labels}
+
+
+def read_prompt_file(path: Path) -> dict[str, tuple[str, ...]]:
+    """A TOML or JSON file, label -> prompt or list of prompts, in the file's order.
+
+    Raises LabelError when it cannot be read or has another shape.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() == ".json":
+            table = json.loads(text)
+        else:
+            table = _toml(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise LabelError(f"{path} is not a readable TOML or JSON file ({(str(error).splitlines() or [''])[0]})") from error
+    if not isinstance(table, dict) or not table:
+        raise LabelError(f"{path} holds no labels; it must map each label to a prompt or a list of prompts")
+    prompts: dict[str, tuple[str, ...]] = {}
+    for label, value in table.items():
+        sentences = [value] if isinstance(value, str) else value
+        if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
+            raise LabelError(f'{path}: "{label}" must be a prompt or a list of prompts (non-empty strings)')
+        if not label.strip():
+            raise LabelError(f"{path}: a label is empty")
+        prompts[label] = tuple(sentences)
+    return prompts
+
+
+def _toml(text: str) -> object:
+    try:
+        import tomllib
+    except ModuleNotFoundError:
+        import tomli as tomllib
+    return tomllib.loads(text)

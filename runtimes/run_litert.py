@@ -1,0 +1,78 @@
+"""LiteRT (TensorFlow Lite): ai-edge-litert, else the older tflite_runtime; ``engine`` says which. Artefact: .tflite.
+
+Devices: "CPU" (XNNPACK) and "delegate:PATH" for a vendor's external delegate (an NPU's shared library).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_edge.errors import EngineError
+from fer_edge.runtime import Options, one_line
+
+try:
+    from ai_edge_litert import interpreter as tflite
+
+    _PACKAGE = "ai-edge-litert"
+except ImportError:
+    from tflite_runtime import interpreter as tflite
+
+    _PACKAGE = "tflite_runtime"
+
+EXTRA = "litert"
+_DELEGATE = "delegate:"
+
+
+def engine() -> str:
+    """Engine and version, with the package's name: tflite_runtime 2.14 answers some models with NaN."""
+    return f"{_PACKAGE} {metadata.version(_PACKAGE)}"
+
+
+def devices() -> tuple[str, ...]:
+    """The CPU. An external delegate is named by its file: delegate:/usr/lib/libvx_delegate.so."""
+    return ("CPU",)
+
+
+class _Session:
+    def __init__(self, interpreter: Any, device: str, precision: str) -> None:
+        self.engine = engine()
+        self.device = device
+        self.execution_precision = precision
+        self._interpreter = interpreter
+        # The signature names the outputs; the tensor indices behind it are read once, which is faster per call.
+        outputs = interpreter.get_signature_runner().get_output_details()
+        self._input = interpreter.get_input_details()[0]["index"]
+        self._feature, self._logits = int(outputs["feature"]["index"]), int(outputs["logits"]["index"])
+
+    def run(self, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self._interpreter.set_tensor(self._input, crop)
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._feature)[0], self._interpreter.get_tensor(self._logits)[0]
+
+    def close(self) -> None:
+        del self._interpreter
+
+
+def open(files: Sequence[Path], options: Options) -> _Session:
+    """Open an artefact. Raises EngineError for an unknown device or precision, or when the engine refuses the file."""
+    file, device = files[0], options.device
+    if device.upper() != "CPU" and not device.startswith(_DELEGATE):
+        raise EngineError(f"litert has no device {device!r}; there are CPU and delegate:PATH (a vendor's delegate library)")
+    if options.execution_precision not in (None, "fp32"):
+        raise EngineError(f"litert cannot be asked for {options.execution_precision}: it follows the artefact; use a fp16 or int8 artefact")
+    try:
+        delegates = [tflite.load_delegate(device.removeprefix(_DELEGATE))] if device.startswith(_DELEGATE) else None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EngineError(f"litert cannot load the delegate {device.removeprefix(_DELEGATE)}: {one_line(error)}") from error
+    try:
+        interpreter = tflite.Interpreter(model_path=str(file), num_threads=options.threads, experimental_delegates=delegates)
+        interpreter.allocate_tensors()
+        return _Session(interpreter, device if delegates else "CPU", "int8+fp32" if options.precision == "int8" else "fp32")
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise EngineError(f"{engine()} refuses {file.name}: {one_line(error)}") from error

@@ -1,0 +1,77 @@
+"""ONNX Runtime. Artefact: .onnx. A provider that falls back to the CPU is an error, never a slower success."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from fer_edge.errors import EngineError
+from fer_edge.runtime import Options, one_line
+
+EXTRA = "onnxruntime"
+_SUFFIX = "ExecutionProvider"
+_NOT_DEVICES = ("AzureExecutionProvider",)
+
+
+def engine() -> str:
+    """Engine and version."""
+    return f"onnxruntime {ort.__version__}"
+
+
+def devices() -> tuple[str, ...]:
+    """Providers of this build without their suffix, the CPU first: "CPU", "CUDA", "Tensorrt", ..."""
+    found = [name.removesuffix(_SUFFIX) for name in ort.get_available_providers() if name not in _NOT_DEVICES]
+    return tuple(sorted(found, key=lambda name: name != "CPU"))
+
+
+class _Session:
+    def __init__(self, session: ort.InferenceSession, precision: str) -> None:
+        self.engine = engine()
+        self.device = session.get_providers()[0].removesuffix(_SUFFIX)
+        self.execution_precision = precision
+        self._session = session
+        self._input = session.get_inputs()[0].name
+
+    def run(self, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        feature, logits = self._session.run(("feature", "logits"), {self._input: crop})
+        return feature[0], logits[0]
+
+    def close(self) -> None:
+        del self._session
+
+
+def open(files: Sequence[Path], options: Options) -> _Session:
+    """Open an artefact. Raises EngineError for an unknown provider or precision, a fallback, or a refused file."""
+    known = devices()
+    name = next((n for n in known if n.lower() == options.device.lower().removesuffix(_SUFFIX.lower())), None)
+    if name is None:
+        raise EngineError(f"onnxruntime has no device {options.device!r} in this build; there are {', '.join(known)}")
+    if options.execution_precision not in (None, "fp32"):
+        raise EngineError(f"onnxruntime cannot be asked for {options.execution_precision}: it follows the artefact; use a fp16 or int8 artefact")
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4
+    wanted = f"{name}{_SUFFIX}"
+    try:
+        session = ort.InferenceSession(str(files[0]), settings, providers=[wanted])
+        opened = _Session(session, _execution_precision(options.precision, name))
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        raise EngineError(f"onnxruntime on {name} refuses {files[0].name}: {one_line(error)}") from error
+    if session.get_providers()[0] != wanted:
+        raise EngineError(f"onnxruntime was asked for {name} and fell back to {opened.device}; check the driver, or ask for {opened.device}")
+    return opened
+
+
+def _execution_precision(artefact: str, device: str) -> str:
+    """onnxruntime does not tell; its CPU kernels follow the artefact, except that fp16 is widened to fp32 on x86."""
+    if artefact == "int8":
+        return "int8+fp32"
+    if artefact == "fp16":
+        return "fp32" if device == "CPU" and platform.machine() in ("x86_64", "AMD64") else "fp16"
+    return "fp32"
