@@ -1,0 +1,1 @@
+"""On the device: accuracy, speed and memory. Needs the extra ``bench``."""

@@ -14,7 +14,17 @@ import torch
 from numpy.typing import NDArray
 
 import fer_edge
-from fer_edge.bundle import Bundle, Golden, file_ref, open_bundle, path_ref, staged, write_label_set, write_manifest, write_npz
+from fer_edge.bundle import (
+    Bundle,
+    Golden,
+    file_ref,
+    open_bundle,
+    path_ref,
+    staged,
+    write_label_set,
+    write_manifest,
+    write_npz,
+)
 from fer_edge.errors import ConversionError, UsageError
 from fer_edge.golden import BARS, Parity, measure
 from fer_edge.labels import LABEL_SETS, LabelSet, built_in_prompts, read_prompt_file
@@ -29,13 +39,27 @@ from .text import TextEncoder
 RUNTIMES = ("openvino", "litert", "onnxruntime")
 GOLDEN_CROPS = 32
 DEFAULT_CALIBRATION = 64
-TOOLS = ("fer-edge", "torch", "transformers", "openvino", "nncf", "onnx", "onnxruntime", "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "numpy", "pillow")
+TOOLS = (
+    "fer-edge",
+    "torch",
+    "transformers",
+    "openvino",
+    "nncf",
+    "onnx",
+    "onnxruntime",
+    "litert-torch",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "numpy",
+    "pillow",
+)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to make of a source. ``labels``: the default label set, a built-in name or a file; ``prompts``: a built-in type or a file, None
-    for P3 (CLIP) or the descriptions a student was trained with; ``calibration``: a folder of faces or an npz with ``images``."""
+    """What to make of a source. ``labels``: the default label set, a built-in name or a file; ``prompts``: a built-in
+    type or a file, None for P3 (CLIP) or the descriptions a student was trained with; ``calibration``: a folder of
+    faces or an npz with ``images``."""
 
     runtimes: Sequence[str] = RUNTIMES
     precisions: Sequence[str] = ("int8",)
@@ -83,9 +107,8 @@ class _Material:
 def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None] = lambda step: None) -> Bundle:
     """Convert ``source`` (a CLIP folder or id, or a student checkpoint) into a bundle at ``target``.
 
-    Every artefact is run on the golden set before the bundle is written. Raises ConversionError, LabelError, UsageError or
-    MissingExtraError; then nothing is left at ``target``.
-    """
+    Every artefact is run on the golden set before the bundle is written. Raises ConversionError, LabelError, UsageError
+    or MissingExtraError; then nothing is left at ``target``."""
     for runtime in plan.runtimes:
         if runtime not in RUNTIMES:
             raise UsageError(f"no artefacts are made for the runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
@@ -126,7 +149,9 @@ def _prepare(source: str, plan: Plan) -> _Material:
     if not np.isfinite(features).all():
         raise ConversionError(f"{source} gives NaN or Inf on ordinary faces; its weights are broken")
     calibration, calibrated_with = _calibration(encoder, plan)
-    return _Material(encoder, graph, spec, text_r, projection, text, sets, Golden(crops, features), calibration, calibrated_with)
+    return _Material(
+        encoder, graph, spec, text_r, projection, text, sets, Golden(crops, features), calibration, calibrated_with
+    )
 
 
 def _calibration(encoder: Encoder, plan: Plan) -> tuple[NDArray[np.uint8], str]:
@@ -168,7 +193,9 @@ def _prompt_table(encoder: Encoder, plan: Plan) -> Mapping[str, tuple[str, ...]]
     return built_in_prompts(LABEL_SETS["mafw11"], chosen)
 
 
-def compile_label_set(name: str, prompts: Mapping[str, Sequence[str]], text: TextEncoder, r: NDArray[np.floating], logit_scale: float) -> LabelSet:
+def compile_label_set(
+    name: str, prompts: Mapping[str, Sequence[str]], text: TextEncoder, r: NDArray[np.floating], logit_scale: float
+) -> LabelSet:
     """Sentences to constants: label -> prompts through a text encoder and R (D, T)."""
     constants = class_constants(list(prompts.values()), text.encode, r)
     return LabelSet(name, tuple(prompts), constants, logit_scale, 1.0, tuple(tuple(group) for group in prompts.values()))
@@ -190,7 +217,9 @@ def _export(runtime: str, material: _Material, plan: Plan, folder: Path) -> dict
 
         return to_onnx(material.graph, example, precisions, calibration, plan.symmetric, folder)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        raise ConversionError(f"{runtime}: the converter failed ({(str(error).splitlines() or [type(error).__name__])[0][:200]})") from error
+        raise ConversionError(
+            f"{runtime}: the converter failed ({(str(error).splitlines() or [type(error).__name__])[0][:200]})"
+        ) from error
 
 
 def _artefact(runtime: str, precision: str, names: Sequence[str], material: _Material, plan: Plan, folder: Path) -> Artefact:
@@ -205,7 +234,10 @@ def _artefact(runtime: str, precision: str, names: Sequence[str], material: _Mat
     misses = parity.misses(BARS[precision])
     outright = parity.misses({})
     if misses and (outright or not plan.allow_drift):
-        raise ConversionError(f"{runtime} {precision} does not compute the float reference's answer: {'; '.join(misses)}{_advice(parity, precision, outright)}")
+        advice = _advice(parity, precision, outright)
+        raise ConversionError(
+            f"{runtime} {precision} does not give the float reference's answer: {'; '.join(misses)}{advice}"
+        )
     static = precision == "int8" and not (runtime == "litert" and material.encoder.architecture == "vit")
     calibration = material.calibrated_with if static else "none (dynamic range)" if precision == "int8" else None
     refs = tuple(file_ref(folder, name) for name in names)
@@ -254,7 +286,8 @@ def _text_side(material: _Material) -> Source | None:
 
 def _card(material: _Material) -> str:
     projection = f", projection {material.projection.source}" if material.projection else ""
-    return f"Converted from {material.encoder.source.source}{projection} by fer-edge {fer_edge.__version__}. No model card was given (--card FILE)."
+    made = f"Converted from {material.encoder.source.source}{projection} by fer-edge {fer_edge.__version__}."
+    return f"{made} No model card was given (--card FILE)."
 
 
 def _versions() -> dict[str, str]:

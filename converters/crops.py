@@ -1,7 +1,7 @@
 """Face crops of the converter's own: the golden set, and calibration when no folder of faces is given.
 
-Both are augmentations of one picture, the face of scikit-image's public-domain astronaut portrait (NASA, Eileen Collins).
-"""
+Both are augmentations of one picture, the face of scikit-image's public-domain astronaut portrait (NASA, Eileen
+Collins)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def shipped_face() -> Image.Image:
 
 
 def augmented(count: int, size: int, color: Literal["rgb", "gray"], seed: int) -> NDArray[np.uint8]:
-    """``count`` different crops (count, size, size, C) of the shipped face: moved, turned, mirrored, relit, tinted, blurred, partly covered."""
+    """``count`` different crops (count, size, size, C) of the shipped face: moved, turned, mirrored, relit, tinted,
+    blurred, partly covered."""
     face, rng = shipped_face(), np.random.default_rng(seed)
     return np.stack([to_input(_augment(face, rng), (size, size), color) for _ in range(count)])
 
@@ -51,7 +52,8 @@ def _augment(face: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def from_folder(source: Path, count: int, size: int, color: Literal["rgb", "gray"]) -> NDArray[np.uint8]:
-    """Up to ``count`` faces, spread evenly over a folder (with its sub-folders) or over the member ``images`` of an npz file.
+    """Up to ``count`` faces, spread evenly over a folder (with its sub-folders) or over the member ``images`` of an npz
+    file.
 
     They go through the same :func:`fer_edge.image.to_input` as at run time. Raises ConversionError when there is none.
     """

@@ -1,9 +1,8 @@
 """The graph that every artefact is made from: uint8 (1, H, W, C) in, ``feature`` (1, D) and ``logits`` (1, K) out.
 
-Reference: z = W E(x); logit_k = mean_j s <z/|z|, t_kj/|t_kj|> (Exp-CLIP ``models/Exp_CLIP.py`` and ``test.py``).
-Exact fold: with W = QR every cosine is unchanged when W is replaced by R, because Q has orthonormal columns; R goes into the encoder's
-own last linear layer.
-"""
+Reference: z = W E(x); logit_k = mean_j s <z/|z|, t_kj/|t_kj|> (Exp-CLIP ``models/Exp_CLIP.py`` and ``test.py``). Exact
+fold: with W = QR every cosine is unchanged when W is replaced by R, because Q has orthonormal columns; R goes into the
+encoder's own last linear layer."""
 
 from __future__ import annotations
 
@@ -20,7 +19,8 @@ def fold(projection: NDArray[np.floating] | None, dim: int) -> NDArray[np.float6
     """R (min(P, D), D) of W = QR for a projection W (P, D); the identity (D, D) without one. Computed in float64."""
     if projection is None:
         return np.eye(dim)
-    return np.linalg.qr(projection.astype(np.float64), mode="r")
+    r: NDArray[np.float64] = np.linalg.qr(projection.astype(np.float64), mode="r")  # type: ignore[assignment]
+    return r
 
 
 def class_constants(
@@ -36,6 +36,11 @@ def class_constants(
 
 class EdgeGraph(nn.Module):
     """uint8 NHWC -> value / 255 (- mean, / std) -> encoder -> last linear layer with R folded in -> feature, logits."""
+
+    last: Tensor
+    mean: Tensor
+    std: Tensor
+    constants: Tensor
 
     def __init__(
         self,

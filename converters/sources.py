@@ -30,10 +30,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class Encoder:
     """An image encoder, ready to be folded.
 
-    ``body`` maps (N, C, S, S) to (N, W); ``last`` (D, W) is its bias-free last linear layer. ``text_projection`` (D, T): the matrix that takes the
-    text encoder's vectors to the feature space, None when they are there already (CLIP). ``prompts``: the built-in prompts it was
-    trained with, None for CLIP. ``architecture`` steers the int8 recipe.
-    """
+    ``body`` maps (N, C, S, S) to (N, W); ``last`` (D, W) is its bias-free last linear layer. ``text_projection`` (D,
+    T): the matrix that takes the text encoder's vectors to the feature space, None when they are there already (CLIP).
+    ``prompts``: the built-in prompts it was trained with, None for CLIP. ``architecture`` steers the int8 recipe."""
 
     name: str
     source: Source
@@ -76,7 +75,9 @@ def open_encoder(source: str) -> Encoder:
     if path.is_file():
         return _open_student(path)
     if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
-        raise ConversionError(f"{source} does not exist: give a CLIP folder, a Hugging Face id (owner/name) or a student checkpoint")
+        raise ConversionError(
+            f"{source} does not exist: give a CLIP folder, a Hugging Face id (owner/name) or a student checkpoint"
+        )
     return _open_clip(source)
 
 
@@ -92,7 +93,9 @@ def load_clip(source: str) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         if config.model_type != "clip":
             raise ConversionError(f"{source} is a {config.model_type} model; only CLIPModel checkpoints can be converted")
-        model, info = CLIPModel.from_pretrained(source, local_files_only=local, dtype=torch.float32, output_loading_info=True)
+        model, info = CLIPModel.from_pretrained(
+            source, local_files_only=local, dtype=torch.float32, output_loading_info=True
+        )
         tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=local)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConversionError(f"{source} is not a readable CLIP ({(str(error).splitlines() or [''])[0]})") from error
@@ -104,7 +107,11 @@ def load_clip(source: str) -> tuple[Any, Any]:
 
 def _open_clip(source: str) -> Encoder:
     model, tokenizer = load_clip(source)
-    vision = {k: v for k, v in model.state_dict().items() if k.startswith(("vision_model.", "visual_projection.")) and "position_ids" not in k}
+    vision = {
+        k: v
+        for k, v in model.state_dict().items()
+        if k.startswith(("vision_model.", "visual_projection.")) and "position_ids" not in k
+    }
     return Encoder(
         name=source_name(source).rsplit("/", 1)[-1],
         source=Source(source_name(source), weights_sha256(vision)),
@@ -129,7 +136,9 @@ def _open_student(path: Path) -> Encoder:
     student, table = checkpoint.student, stored_sentences()
     trained = checkpoint.meta.get("text_encoder", {})
     if trained.get("sha256") != table.sha256:
-        raise ConversionError(f"{path} was trained with the text encoder {trained.get('source')}, whose sentence vectors are not stored here")
+        raise ConversionError(
+            f"{path} was trained with the text encoder {trained.get('source')}, whose sentence vectors are not stored here"
+        )
     weights = {**student.state_dict(), "text_projection": checkpoint.text_projection}
     prompts = descriptions()
     return Encoder(
@@ -149,19 +158,26 @@ def _open_student(path: Path) -> Encoder:
 
 
 def read_projection(path: Path, dim: int) -> tuple[NDArray[np.float32], Source]:
-    """W (P, D) from the reference's ``.pth`` (key ``mlp.weight``, with any prefix) or from safetensors (that key, or its only matrix).
+    """W (P, D) from the reference's ``.pth`` (key ``mlp.weight``, with any prefix) or from safetensors (that key, or
+    its only matrix).
 
-    Raises ConversionError when it cannot be read without pickle, has no such key, or does not fit an encoder of ``dim`` = D.
-    """
+    Raises ConversionError when it cannot be read without pickle, has no such key, or does not fit an encoder of ``dim``
+    = D."""
     try:
-        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        tensors = (
+            load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except FileNotFoundError as error:
         raise ConversionError(f"{path} does not exist") from error
     except Exception as error:  # torch.load raises whatever its unpickler meets
-        raise ConversionError(f"{path} is not a readable projection ({(str(error).splitlines() or [type(error).__name__])[0][:160]})") from error
+        raise ConversionError(
+            f"{path} is not a readable projection ({(str(error).splitlines() or [type(error).__name__])[0][:160]})"
+        ) from error
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
         tensors = tensors["state_dict"]
-    matrices = {k: v for k, v in tensors.items() if isinstance(v, Tensor) and v.ndim == 2} if isinstance(tensors, dict) else {}
+    matrices = (
+        {k: v for k, v in tensors.items() if isinstance(v, Tensor) and v.ndim == 2} if isinstance(tensors, dict) else {}
+    )
     named = [v for k, v in matrices.items() if k == "mlp.weight" or k.endswith(".mlp.weight")]
     if len(named) != 1 and len(matrices) == 1:
         named = list(matrices.values())
@@ -169,7 +185,9 @@ def read_projection(path: Path, dim: int) -> tuple[NDArray[np.float32], Source]:
         raise ConversionError(f"{path} has no projection: expected one matrix under the key mlp.weight, found {len(named)}")
     weight = named[0].float().contiguous()
     if weight.shape[1] != dim:
-        raise ConversionError(f"{path} projects features of {weight.shape[1]} numbers, this encoder gives {dim}: they do not belong together")
+        raise ConversionError(
+            f"{path} projects features of {weight.shape[1]} numbers, this encoder gives {dim}: they do not belong together"
+        )
     if not bool(torch.isfinite(weight).all()):
         raise ConversionError(f"{path} holds NaN or Inf")
     return weight.numpy(), Source(path.name, weights_sha256({"mlp.weight": weight}))

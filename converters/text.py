@@ -66,7 +66,11 @@ def clip_text_encoder(model: Any, tokenizer: Any, source: str) -> TextEncoder:
         vectors: NDArray[np.float32] = pooled.float().cpu().numpy()
         return vectors
 
-    side = {k: v for k, v in model.state_dict().items() if k.startswith(("text_model.", "text_projection.")) and "position_ids" not in k}
+    side = {
+        k: v
+        for k, v in model.state_dict().items()
+        if k.startswith(("text_model.", "text_projection.")) and "position_ids" not in k
+    }
     identity = weights_sha256(side, [tokenizer(text)["input_ids"] for text in _PROBE])
     return TextEncoder("clip", source_name(source), identity, int(model.config.projection_dim), encode)
 

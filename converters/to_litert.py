@@ -1,8 +1,8 @@
 """LiteRT artefacts: .tflite with one signature (image -> feature, logits).
 
-int8 of a ViT is dynamic-range (static w8a8 loses its fidelity); of a convolutional student static w8a8, which NPUs want. The head after the
-convolutions stays in float: a quantized L2 normalisation converts and then fails at the first run.
-"""
+int8 of a ViT is dynamic-range (static w8a8 loses its fidelity); of a convolutional student static w8a8, which NPUs
+want. The head after the convolutions stays in float: a quantized L2 normalisation converts and then fails at the first
+run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ _STATIC_OPS = (TFLOperationName.CONV_2D, TFLOperationName.DEPTHWISE_CONV_2D, TFL
 
 
 def export(
-    graph: EdgeGraph, example: NDArray[np.uint8], precisions: Sequence[str], calibration: NDArray[np.uint8], architecture: Literal["vit", "cnn"], folder: Path
+    graph: EdgeGraph,
+    example: NDArray[np.uint8],
+    precisions: Sequence[str],
+    calibration: NDArray[np.uint8],
+    architecture: Literal["vit", "cnn"],
+    folder: Path,
 ) -> dict[str, list[str]]:
     """Write the artefacts into ``folder``; precision -> file names."""
     plain = folder / "litert-fp32.tflite"
@@ -54,7 +59,9 @@ def export(
 def _fp16(plain: Path) -> quantizer.Quantizer:
     work = quantizer.Quantizer(str(plain))
     config = OpQuantizationConfig(
-        weight_tensor_config=TensorQuantizationConfig(num_bits=16, dtype=TensorDataType.FLOAT), compute_precision=ComputePrecision.FLOAT, explicit_dequantize=True
+        weight_tensor_config=TensorQuantizationConfig(num_bits=16, dtype=TensorDataType.FLOAT),
+        compute_precision=ComputePrecision.FLOAT,
+        explicit_dequantize=True,
     )
     work.update_quantization_recipe(".*", TFLOperationName.ALL_SUPPORTED, config, algorithm_key="float_casting")
     return work

@@ -1,4 +1,5 @@
-"""ONNX artefacts. int8: static QDQ, per channel, u8s8 (or s8s8 for TensorRT); fp16 with float inputs and outputs. The head stays in float."""
+"""ONNX artefacts. int8: static QDQ, per channel, u8s8 (or s8s8 for TensorRT); fp16 with float inputs and outputs. The
+head stays in float."""
 
 from __future__ import annotations
 
@@ -28,9 +29,15 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def export(
-    graph: EdgeGraph, example: NDArray[np.uint8], precisions: Sequence[str], calibration: NDArray[np.uint8], symmetric: bool, folder: Path
+    graph: EdgeGraph,
+    example: NDArray[np.uint8],
+    precisions: Sequence[str],
+    calibration: NDArray[np.uint8],
+    symmetric: bool,
+    folder: Path,
 ) -> dict[str, list[str]]:
-    """Write the artefacts into ``folder``; precision -> file names. ``symmetric``: int8 activations with zero point 0, as TensorRT wants."""
+    """Write the artefacts into ``folder``; precision -> file names. ``symmetric``: int8 activations with zero point 0,
+    as TensorRT wants."""
     plain = folder / "onnxruntime-fp32.onnx"
     torch.onnx.export(
         graph,

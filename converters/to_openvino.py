@@ -1,4 +1,5 @@
-"""OpenVINO artefacts: .xml and .bin. int8 by NNCF post-training quantization; the head after ``feature`` stays in float."""
+"""OpenVINO artefacts: .xml and .bin. int8 by NNCF post-training quantization; the head after ``feature`` stays in
+float."""
 
 from __future__ import annotations
 
@@ -20,7 +21,12 @@ from .graph import EdgeGraph  # noqa: E402
 
 
 def export(
-    graph: EdgeGraph, example: NDArray[np.uint8], precisions: Sequence[str], calibration: NDArray[np.uint8], architecture: Literal["vit", "cnn"], folder: Path
+    graph: EdgeGraph,
+    example: NDArray[np.uint8],
+    precisions: Sequence[str],
+    calibration: NDArray[np.uint8],
+    architecture: Literal["vit", "cnn"],
+    folder: Path,
 ) -> dict[str, list[str]]:
     """Write the artefacts into ``folder``; precision -> file names, the one an engine opens first."""
     with torch.no_grad():
@@ -58,4 +64,8 @@ def _head(model: Any) -> list[str]:
             body.add(op.get_friendly_name())
             waiting += [value.get_node() for value in op.input_values()]
     kinds = ("Constant", "Result", "Parameter")
-    return [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() not in body and op.get_type_name() not in kinds]
+    return [
+        op.get_friendly_name()
+        for op in model.get_ops()
+        if op.get_friendly_name() not in body and op.get_type_name() not in kinds
+    ]

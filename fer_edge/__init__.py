@@ -1,8 +1,8 @@
 """fer-edge: zero-shot facial-expression recognition on edge devices.
 
-    import fer_edge
-    clf = fer_edge.load()
-    print(clf.predict("face.jpg").label)
+import fer_edge
+clf = fer_edge.load()
+print(clf.predict("face.jpg").label)
 """
 
 from .classifier import Classifier, Prediction, load
@@ -12,6 +12,7 @@ from .errors import (
     EngineError,
     FerEdgeError,
     ImageError,
+    IntegrityError,
     LabelError,
     MissingExtraError,
     UsageError,
@@ -27,6 +28,7 @@ __all__ = [
     "EngineError",
     "FerEdgeError",
     "ImageError",
+    "IntegrityError",
     "LabelError",
     "MissingExtraError",
     "Prediction",

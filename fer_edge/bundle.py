@@ -1,4 +1,5 @@
-"""The bundle folder: where it is read, checked and written. Nothing outside the folder is ever read through its manifest."""
+"""The bundle folder: where it is read, checked and written. Nothing outside the folder is ever read through its
+manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BundleError, LabelError, UsageError
+from .errors import BundleError, IntegrityError, LabelError, UsageError
 from .labels import LabelSet
 from .manifest import MANIFEST, Artefact, FileRef, LabelSetRef, Manifest, PathRef, read_manifest, to_bytes
 
@@ -56,11 +57,11 @@ def checked_path(bundle: Bundle, path: str, sha256: str, size: int | None = None
                 digest.update(chunk)
             length = stream.tell()
     except FileNotFoundError as error:
-        raise BundleError(f"{file} is missing from the bundle") from error
+        raise IntegrityError(f"{file} is missing from the bundle") from error
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} cannot be read: {error}") from error
     if digest.hexdigest() != sha256 or (size is not None and length != size):
-        raise BundleError(f"{file} was altered or truncated: its sha256 does not match the manifest")
+        raise IntegrityError(f"{file} was altered or truncated: its sha256 does not match the manifest")
     return file
 
 
@@ -85,7 +86,10 @@ def label_set(bundle: Bundle, name: str) -> LabelSet:
         and z["constants"].dtype == np.float32
         and z["constants"].shape == (count, bundle.manifest.feature_dim)
         and bool(np.isfinite(z["constants"]).all())
-        and all(z[k].shape == () and z[k].dtype.kind == "f" and np.isfinite(z[k]) and z[k] > 0 for k in ("logit_scale", "temperature"))
+        and all(
+            z[k].shape == () and z[k].dtype.kind == "f" and np.isfinite(z[k]) and z[k] > 0
+            for k in ("logit_scale", "temperature")
+        )
         and z["prompts"].ndim == 1
         and z["prompts"].dtype.kind == "U"
         and index.shape == z["prompts"].shape
@@ -105,7 +109,12 @@ def golden_set(bundle: Bundle) -> Golden:
     z = read_npz(file, {"crops", "features"})
     crops, features = z["crops"], z["features"]
     shape = (len(features) if features.ndim else 0, *manifest.input.size, manifest.input.channels)
-    fits = crops.dtype == np.uint8 and crops.shape == shape and features.dtype == np.float32 and features.shape == (shape[0], manifest.feature_dim)
+    fits = (
+        crops.dtype == np.uint8
+        and crops.shape == shape
+        and features.dtype == np.float32
+        and features.shape == (shape[0], manifest.feature_dim)
+    )
     if not fits or shape[0] < 2 or not np.isfinite(features).all():
         raise BundleError(f"{file} does not hold the golden set that the manifest promises")
     return Golden(crops, features)
@@ -126,10 +135,13 @@ def text_projection(bundle: Bundle) -> NDArray[np.float32]:
 
 
 def read_npz(path: Path, members: set[str]) -> dict[str, NDArray[Any]]:
-    """Exactly these members of an npz file, without pickle and without taking more memory than the file declares and our limit allows."""
+    """Exactly these members of an npz file, without pickle and without taking more memory than the file declares and
+    our limit allows."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if {info.filename for info in archive.infolist()} != {f"{m}.npy" for m in members} or len(archive.infolist()) != len(members):
+            if {info.filename for info in archive.infolist()} != {f"{m}.npy" for m in members} or len(
+                archive.infolist()
+            ) != len(members):
                 raise BundleError(f"{path} does not hold the arrays {', '.join(sorted(members))}")
             if sum(info.file_size for info in archive.infolist()) > _MAX_NPZ_BYTES:
                 raise BundleError(f"{path} unpacks to more than {_MAX_NPZ_BYTES:,} bytes")
@@ -138,7 +150,18 @@ def read_npz(path: Path, members: set[str]) -> dict[str, NDArray[Any]]:
                 with archive.open(info) as stream:
                     arrays[info.filename.removesuffix(".npy")] = _read_array(stream, info.file_size)
             return arrays
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, MemoryError, OverflowError, NotImplementedError, RuntimeError, TypeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        ValueError,
+        EOFError,
+        MemoryError,
+        OverflowError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+    ) as error:
         raise BundleError(f"{path} is not a readable npz file") from error
 
 
@@ -162,7 +185,12 @@ def _read_array(stream: Any, size: int) -> NDArray[Any]:
 def _inside(folder: Path, path: str) -> Path:
     """``folder / path``, if that stays inside the folder, links followed. Raises BundleError."""
     pure = PurePosixPath(path)
-    bad = not path or pure.is_absolute() or any(c in path for c in "\\:\0") or any(part in ("..", ".") for part in path.split("/"))
+    bad = (
+        not path
+        or pure.is_absolute()
+        or any(c in path for c in "\\:\0")
+        or any(part in ("..", ".") for part in path.split("/"))
+    )
     if bad:
         raise BundleError(f"{folder / MANIFEST} names the file {path!r}: only plain paths inside the bundle are read")
     file = folder / pure
@@ -217,7 +245,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def write_label_set(folder: Path, labels: LabelSet) -> LabelSetRef:
     """Write labels/<name>.npz and return its reference."""
-    if not labels.name.replace("-", "").replace("_", "").replace(".", "").isalnum() or not labels.name.isascii() or labels.name.startswith("."):
+    if (
+        not labels.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        or not labels.name.isascii()
+        or labels.name.startswith(".")
+    ):
         raise LabelError(f"{labels.name!r} cannot name a label set: use letters, digits, '-', '_' and '.'")
     path = f"labels/{labels.name}.npz"
     (folder / "labels").mkdir(exist_ok=True)

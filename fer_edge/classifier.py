@@ -34,11 +34,12 @@ class Prediction:
 class Classifier:
     """Faces in, expressions out. Made by :func:`load`; may be shared between threads; closed by ``close`` or ``with``.
 
-    ``runtime``, ``device``, ``precision`` (of the artefact), ``execution_precision`` (what the engine computes in), ``threads`` and
-    ``engine`` say what runs. Every method raises UsageError after ``close`` and in a forked child.
-    """
+    ``runtime``, ``device``, ``precision`` (of the artefact), ``execution_precision`` (what the engine computes in),
+    ``threads`` and ``engine`` say what runs. Every method raises UsageError after ``close`` and in a forked child."""
 
-    def __init__(self, bundle: Bundle, runtime: str, precision: str, threads: int, session: rt.Session, labels: LabelSet) -> None:
+    def __init__(
+        self, bundle: Bundle, runtime: str, precision: str, threads: int, session: rt.Session, labels: LabelSet
+    ) -> None:
         self.bundle = bundle
         self.runtime = runtime
         self.precision = precision
@@ -64,10 +65,10 @@ class Classifier:
     def predict(self, image: ImageLike, box: Box | None = None, margin: float = 0.0) -> Prediction:
         """Classify one face crop.
 
-        ``image``: a path, a PIL image, or a uint8 array (H, W, 3) RGB or (H, W) gray. The whole picture is taken to be one face; it cannot
-        be told from a landscape, so crop first or give ``box`` = (x, y, width, height) in pixels, widened on every side by ``margin``
-        (a fraction of its size; 0 = the box itself). Raises ImageError, or EngineError when the engine answers with NaN.
-        """
+        ``image``: a path, a PIL image, or a uint8 array (H, W, 3) RGB or (H, W) gray. The whole picture is taken to be
+        one face; it cannot be told from a landscape, so crop first or give ``box`` = (x, y, width, height) in pixels,
+        widened on every side by ``margin`` (a fraction of its size; 0 = the box itself). Raises ImageError, or
+        EngineError when the engine answers with NaN."""
         return self._prediction(self._feature(image, box, margin))
 
     def predict_batch(self, images: Iterable[ImageLike]) -> list[Prediction]:
@@ -75,8 +76,9 @@ class Classifier:
         return [self._prediction(self._feature(image)) for image in _several(images)]
 
     def predict_clip(self, frames: Iterable[ImageLike]) -> Prediction:
-        """Classify a video: the mean of the unnormalised features of **every** frame given (Exp-CLIP ``models/Exp_CLIP.py``,
-        Dynamic_FER); ``fer_edge.sample_frames(video, 16)`` picks the paper's frames. Raises ImageError without any frame."""
+        """Classify a video: the mean of the unnormalised features of **every** frame given (Exp-CLIP
+        ``models/Exp_CLIP.py``, Dynamic_FER); ``fer_edge.sample_frames(video, 16)`` picks the paper's frames. Raises
+        ImageError without any frame."""
         return self._prediction(self.features(frames).mean(0, dtype=np.float64).astype(np.float32))
 
     def features(self, images: Iterable[ImageLike]) -> NDArray[np.float32]:
@@ -103,7 +105,8 @@ class Classifier:
 
     def __repr__(self) -> str:
         state = "" if self._session is not None else ", closed"
-        return f"<Classifier {self.bundle.manifest.name}: {self.runtime} {self.precision} on {self.device}, labels {self.label_set}{state}>"
+        ran = f"{self.runtime} {self.precision} on {self.device}"
+        return f"<Classifier {self.bundle.manifest.name}: {ran}, labels {self.label_set}{state}>"
 
     def _feature(self, image: ImageLike, box: Box | None = None, margin: float = 0.0) -> NDArray[np.float32]:
         if self._pid != os.getpid():
@@ -135,14 +138,13 @@ def load(
 ) -> Classifier:
     """Open a bundle (None: the embedded default) and make it ready to predict.
 
-    ``runtime``: openvino, litert, onnxruntime, null or one of a third party; None: the first installed one that the bundle has an
-    artefact for (x86: openvino, onnxruntime, litert; ARM: litert, onnxruntime, openvino). ``device``: the engine's name (``fer-edge
-    doctor`` lists them); None: its CPU. ``precision``: int8, fp16 or fp32; None: the first of these that there is. ``labels``: a label
-    set of the bundle; None: its default. ``threads``: None: all processors up to 4. ``execution_precision``: ask for bf16 or fp16
-    arithmetic where the engine has it; never chosen by itself.
+    ``runtime``: openvino, litert, onnxruntime, null or one of a third party; None: the first installed one that the
+    bundle has an artefact for (x86: openvino, onnxruntime, litert; ARM: litert, onnxruntime, openvino). ``device``: the
+    engine's name (``fer-edge doctor`` lists them); None: its CPU. ``precision``: int8, fp16 or fp32; None: the first of
+    these that there is. ``labels``: a label set of the bundle; None: its default. ``threads``: None: all processors up
+    to 4. ``execution_precision``: ask for bf16 or fp16 arithmetic where the engine has it; never chosen by itself.
 
-    Raises BundleError, LabelError, MissingExtraError, EngineError or UsageError.
-    """
+    Raises BundleError, LabelError, MissingExtraError, EngineError or UsageError."""
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise UsageError(f"threads must be a whole number of at least 1; got {threads!r}")
     opened = open_bundle(DEFAULT_BUNDLE if bundle is None else bundle)
@@ -175,7 +177,12 @@ def choose_artefact(bundle: Bundle, runtime: str | None, precision: str | None) 
 
 
 def open_session(
-    bundle: Bundle, runtime: str, artefact: Artefact | None, device: str | None, threads: int, execution_precision: str | None
+    bundle: Bundle,
+    runtime: str,
+    artefact: Artefact | None,
+    device: str | None,
+    threads: int,
+    execution_precision: str | None,
 ) -> rt.Session:
     """Check an artefact's files and the golden set, and open the artefact in its engine."""
     adapter = rt.load_runtime(runtime)
@@ -191,5 +198,7 @@ def open_session(
 
 def _several(images: Iterable[ImageLike]) -> Iterable[ImageLike]:
     if isinstance(images, (str, os.PathLike, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim < 3):
-        raise UsageError("expected several images (a list or an array of them), got one; for a video file: fer_edge.sample_frames(path)")
+        raise UsageError(
+            "expected several images (a list or an array of them), got one; for a video file: fer_edge.sample_frames(path)"
+        )
     return images

@@ -4,6 +4,7 @@
 
     FerEdgeError
     ├── BundleError       a bundle (or one of its files) is missing, altered, truncated, newer or malformed
+    │   └── IntegrityError    ... in particular: a file is not the one that the manifest, or its digest, promises
     ├── ImageError        an input cannot be read as one face crop
     ├── LabelError        a label, label set, prompt file or text encoder does not fit
     ├── EngineError       an inference engine is missing, refuses the artefact or device, or answers with NaN
@@ -25,6 +26,10 @@ class BundleError(FerEdgeError):
     """A bundle, or a file of it, is missing, altered, truncated, newer or malformed. The message names the file."""
 
 
+class IntegrityError(BundleError):
+    """A file of a bundle is missing, altered or truncated: it is not what the manifest or its digest promises."""
+
+
 class ImageError(FerEdgeError):
     """An input cannot be read as one face crop."""
 
@@ -34,7 +39,8 @@ class LabelError(FerEdgeError):
 
 
 class EngineError(FerEdgeError):
-    """An engine is missing, refuses an artefact, a device or a precision, or answers with something that is not a number."""
+    """An engine is missing, refuses an artefact, a device or a precision, or answers with something that is not a
+    number."""
 
 
 class ConversionError(FerEdgeError):

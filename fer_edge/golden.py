@@ -1,9 +1,8 @@
 """Parity: does this engine, on this device, compute the float reference's answer?
 
-A plain cosine proves nothing: features of different faces have cosine 0.999 under random weights, so an artefact that returns a constant
-would pass. So the reference's mean over the golden set is subtracted first, each output must find its own crop again, and two runs must
-be the same to the bit.
-"""
+A plain cosine proves nothing: features of different faces have cosine 0.999 under random weights, so an artefact that
+returns a constant would pass. So the reference's mean over the golden set is subtracted first, each output must find
+its own crop again, and two runs must be the same to the bit."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ BARS: Mapping[str, Mapping[str, float]] = {
     "fp16": {"centred_cosine": 0.99, "self_retrieval": 1.0, "score_difference": 1e-2},
     "int8": {"centred_cosine": 0.95, "self_retrieval": 0.95, "top1_agreement": 0.9},
 }
-"""Bars per precision that a conversion has to reach and that a bundle's manifest carries. int8 is meant for trained encoders:
-of a random ViT it keeps a centred cosine of 0.2 to 0.5, which means nothing."""
+"""Bars per precision that a conversion has to reach and that a bundle's manifest carries. int8 is meant for trained
+encoders: of a random ViT it keeps a centred cosine of 0.2 to 0.5, which means nothing."""
 
 MIN_CROPS = 16
 """A golden set has at least this many different crops."""
@@ -35,11 +34,11 @@ Run = Callable[[NDArray[np.uint8]], "tuple[NDArray[np.float32], NDArray[np.float
 class Parity:
     """What was measured on the golden set.
 
-    ``centred_cosine``: mean over crops of the cosine after the reference's mean is subtracted from both; ``centred_cosine_min``: the worst
-    crop; ``self_retrieval``: share of outputs whose nearest reference (by that cosine) is their own; ``top1_agreement``: share with the reference's
-    label; ``score_difference``: largest difference of a score, over the feature's scores and the graph's own logits; ``finite``: no NaN
-    or Inf; ``repeatable``: two runs gave the same bytes.
-    """
+    ``centred_cosine``: mean over crops of the cosine after the reference's mean is subtracted from both;
+    ``centred_cosine_min``: the worst crop; ``self_retrieval``: share of outputs whose nearest reference (by that
+    cosine) is their own; ``top1_agreement``: share with the reference's label; ``score_difference``: largest difference
+    of a score, over the feature's scores and the graph's own logits; ``finite``: no NaN or Inf; ``repeatable``: two
+    runs gave the same bytes."""
 
     centred_cosine: float
     centred_cosine_min: float
@@ -50,7 +49,8 @@ class Parity:
     repeatable: bool
 
     def misses(self, bars: Mapping[str, float]) -> list[str]:
-        """What falls short, in words; empty when the answer counts as the same. NaN, Inf and unequal runs always fall short."""
+        """What falls short, in words; empty when the answer counts as the same. NaN, Inf and unequal runs always fall
+        short."""
         short = []
         if not self.finite:
             short.append("the output has NaN or Inf")
@@ -64,17 +64,21 @@ class Parity:
         return short
 
     def numbers(self) -> dict[str, float]:
-        """The measured numbers as the manifest stores them (4 to 7 significant digits; finite and repeatable as 1 or 0)."""
+        """The measured numbers as the manifest stores them (4 to 7 significant digits; finite and repeatable as 1 or
+        0)."""
         return {k: float(f"{float(v):.7g}") if np.isfinite(float(v)) else 0.0 for k, v in asdict(self).items()}
 
 
 def measure(run: Run, golden: Golden, labels: LabelSet) -> Parity:
-    """Run every golden crop twice and compare with the reference; ``labels`` is the label set baked into the graph's logits."""
+    """Run every golden crop twice and compare with the reference; ``labels`` is the label set baked into the graph's
+    logits."""
     first = [run(crop[None]) for crop in golden.crops]
     second = [run(crop[None]) for crop in golden.crops]
     features = np.stack([f for f, _ in first])
     logits = np.stack([z for _, z in first])
-    repeatable = all(a.tobytes() == c.tobytes() and b.tobytes() == d.tobytes() for (a, b), (c, d) in zip(first, second, strict=True))
+    repeatable = all(
+        a.tobytes() == c.tobytes() and b.tobytes() == d.tobytes() for (a, b), (c, d) in zip(first, second, strict=True)
+    )
     return compare(features, logits, golden.features, labels, repeatable)
 
 

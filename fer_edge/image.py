@@ -1,8 +1,8 @@
 """Where an image becomes numbers: one face crop in any usual form -> uint8 (H, W, C), ready for an artefact.
 
-The order is the reference's (Exp-CLIP ``test.py``: Pillow image, Resize, ToTensor): colour first, then a stretch to the input size
-with Pillow's antialiased bilinear filter. Division by 255 and any mean/std are arithmetic of the artefact itself.
-"""
+The order is the reference's (Exp-CLIP ``test.py``: Pillow image, Resize, ToTensor): colour first, then a stretch to the
+input size with Pillow's antialiased bilinear filter. Division by 255 and any mean/std are arithmetic of the artefact
+itself."""
 
 from __future__ import annotations
 
@@ -23,22 +23,43 @@ Box: TypeAlias = "tuple[float, float, float, float]"
 Color: TypeAlias = Literal["rgb", "gray"]
 
 MAX_PIXELS = 1 << 26
-"""Largest picture that is decoded: 67 million pixels (8192 x 8192), 200 MB as RGB. Ours, not Pillow's: checked before the memory is taken."""
+"""Largest picture that is decoded: 67 million pixels (8192 x 8192), 200 MB as RGB. Ours, not Pillow's: checked before
+the memory is taken."""
 
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, AttributeError, struct.error)
-_UNREADABLE_MORE = (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError, RuntimeError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    AttributeError,
+    struct.error,
+)
+_UNREADABLE_MORE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+    MemoryError,
+    RuntimeError,
+)
 
 
-def to_input(image: ImageLike, size: tuple[int, int], color: Color, box: Box | None = None, margin: float = 0.0) -> NDArray[np.uint8]:
+def to_input(
+    image: ImageLike, size: tuple[int, int], color: Color, box: Box | None = None, margin: float = 0.0
+) -> NDArray[np.uint8]:
     """One face crop as the artefact takes it: uint8 (height, width, C), C = 3 (rgb) or 1 (gray), contiguous.
 
-    ``image``: a path, a PIL image, or a uint8 array (H, W, 3) RGB, (H, W, 4) RGBA, (H, W, 1) or (H, W) gray. Files are turned upright by
-    their EXIF tag; transparent pixels are laid on white; 16-bit gray is scaled by its full range; an animation gives its first frame.
-    ``size``: (height, width). ``box``: (x, y, width, height) in pixels of the upright picture; ``margin`` widens it on every side by
-    that fraction of its width and height (0.1 = 10%), as far as the picture goes. Without a box the whole picture is taken to be the face.
+    ``image``: a path, a PIL image, or a uint8 array (H, W, 3) RGB, (H, W, 4) RGBA, (H, W, 1) or (H, W) gray. Files are
+    turned upright by their EXIF tag; transparent pixels are laid on white; 16-bit gray is scaled by its full range; an
+    animation gives its first frame. ``size``: (height, width). ``box``: (x, y, width, height) in pixels of the upright
+    picture; ``margin`` widens it on every side by that fraction of its width and height (0.1 = 10%), as far as the
+    picture goes. Without a box the whole picture is taken to be the face.
 
-    Raises ImageError for anything that is not such an image, is larger than MAX_PIXELS, or a box that leaves the picture.
-    """
+    Raises ImageError for anything that is not such an image, is larger than MAX_PIXELS, or a box that leaves the
+    picture."""
     channels = 3 if color == "rgb" else 1
     if isinstance(image, np.ndarray) and box is None and image.dtype == np.uint8 and image.shape[:2] == size:
         if image.shape == (*size, channels):
@@ -73,9 +94,13 @@ def crop(picture: Image.Image, box: Box, margin: float = 0.0) -> Image.Image:
     if right <= left or bottom <= top:
         raise ImageError(f"the box {_short(box)} has no area")
     if left < 0 or top < 0 or right > picture.width or bottom > picture.height:
-        raise ImageError(f"the box {_short(box)} leaves the picture, which is {picture.width} x {picture.height} pixels; clip it first")
+        raise ImageError(
+            f"the box {_short(box)} leaves the picture, which is {picture.width} x {picture.height} pixels; clip it first"
+        )
     dx, dy = round(w * margin), round(h * margin)
-    return picture.crop((max(0, left - dx), max(0, top - dy), min(picture.width, right + dx), min(picture.height, bottom + dy)))
+    return picture.crop(
+        (max(0, left - dx), max(0, top - dy), min(picture.width, right + dx), min(picture.height, bottom + dy))
+    )
 
 
 def _open(image: ImageLike) -> tuple[Image.Image, str]:
@@ -122,7 +147,9 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     if 0 in shape:
         raise ImageError(f"the image array has no pixels: {shape}")
     if shape[0] * shape[1] > MAX_PIXELS:
-        raise ImageError(f"the image array has {shape[1]} x {shape[0]} pixels; the limit is {MAX_PIXELS:,}: make it smaller first")
+        raise ImageError(
+            f"the image array has {shape[1]} x {shape[0]} pixels; the limit is {MAX_PIXELS:,}: make it smaller first"
+        )
     return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and shape[2] == 1 else array))
 
 
@@ -157,9 +184,8 @@ def _short(box: Box) -> str:
 def segment_middles(frames: int, segments: int) -> list[int]:
     """Index of the middle frame of each of ``segments`` equal parts of ``frames`` frames.
 
-    Exp-CLIP ``data_loader/video_dataloader.py``, ``_get_test_indices`` with duration 1. For videos of fewer frames than segments the
-    reference repeats frame 0; here the same formula goes on, so that every frame is seen.
-    """
+    Exp-CLIP ``data_loader/video_dataloader.py``, ``_get_test_indices`` with duration 1. For videos of fewer frames than
+    segments the reference repeats frame 0; here the same formula goes on, so that every frame is seen."""
     tick = frames / segments
     return [int(tick / 2 + tick * i) for i in range(segments)]
 
@@ -167,11 +193,10 @@ def segment_middles(frames: int, segments: int) -> list[int]:
 def sample_frames(video: str | os.PathLike[str] | Sequence[ImageLike], count: int = 16) -> list[ImageLike]:
     """``count`` frames from the middles of equal parts of a video, for ``predict_clip``.
 
-    ``video``: a sequence of images, an array (T, H, W, C), a folder of frame images (sorted by name), an animated image file (GIF, WebP,
-    PNG), or any other video file if PyAV (``pip install av``) is there.
+    ``video``: a sequence of images, an array (T, H, W, C), a folder of frame images (sorted by name), an animated image
+    file (GIF, WebP, PNG), or any other video file if PyAV (``pip install av``) is there.
 
-    Raises ImageError when there is no frame, or the file cannot be read.
-    """
+    Raises ImageError when there is no frame, or the file cannot be read."""
     if count < 1:
         raise ImageError(f"the number of frames must be at least 1; got {count}")
     if not isinstance(video, (str, os.PathLike)):

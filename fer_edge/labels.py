@@ -1,8 +1,10 @@
-"""Label sets: names, one constant vector each, the prompts they came from, and the score that compares a feature with them."""
+"""Label sets: names, one constant vector each, the prompts they came from, and the score that compares a feature with
+them."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +27,14 @@ PAPER_LABELS = (
     "helplessness",
     "disappointment",
 )
-"""Exp-CLIP's label order (``models/Text.py``): the first 7 are RAF-DB, AffectNet-7, DFEW, FERV39k and AFEW, 8 FERPlus, 11 MAFW."""
+"""Exp-CLIP's label order (``models/Text.py``): the first 7 are RAF-DB, AffectNet-7, DFEW, FERV39k and AFEW, 8 FERPlus,
+11 MAFW."""
 
-LABEL_SETS: Mapping[str, tuple[str, ...]] = {"rafdb7": PAPER_LABELS[:7], "ferplus8": PAPER_LABELS[:8], "mafw11": PAPER_LABELS}
+LABEL_SETS: Mapping[str, tuple[str, ...]] = {
+    "rafdb7": PAPER_LABELS[:7],
+    "ferplus8": PAPER_LABELS[:8],
+    "mafw11": PAPER_LABELS,
+}
 
 PROMPT_TYPES: Mapping[str, tuple[str, ...]] = {
     "P1": ("{}.",),
@@ -81,7 +88,9 @@ class LabelSet:
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """logit_k = s <f/|f|, c_k> of unnormalised features (..., D): (..., K) float32."""
         norm = np.sqrt((features * features).sum(-1, keepdims=True))
-        result: NDArray[np.float32] = (features / np.maximum(norm, np.float32(1e-30))) @ self.constants.T * np.float32(self.logit_scale)
+        result: NDArray[np.float32] = (
+            (features / np.maximum(norm, np.float32(1e-30))) @ self.constants.T * np.float32(self.logit_scale)
+        )
         return result
 
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -99,7 +108,9 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def built_in_prompts(labels: Sequence[str], prompt_type: str) -> dict[str, tuple[str, ...]]:
     """Label -> prompts of a built-in prompt type. Raises LabelError for a type that does not exist."""
     if prompt_type not in PROMPT_TYPES:
-        raise LabelError(f"no prompt type {prompt_type}; built in are {', '.join(PROMPT_TYPES)}, or name a TOML or JSON file")
+        raise LabelError(
+            f"no prompt type {prompt_type}; built in are {', '.join(PROMPT_TYPES)}, or name a TOML or JSON file"
+        )
     return {label: tuple(template.format(label) for template in PROMPT_TYPES[prompt_type]) for label in labels}
 
 
@@ -110,10 +121,7 @@ def read_prompt_file(path: Path) -> dict[str, tuple[str, ...]]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix.lower() == ".json":
-            table = json.loads(text)
-        else:
-            table = _toml(text)
+        table = json.loads(text) if path.suffix.lower() == ".json" else _toml(text)
     except (OSError, ValueError, RecursionError) as error:
         raise LabelError(f"{path} is not a readable TOML or JSON file ({(str(error).splitlines() or [''])[0]})") from error
     if not isinstance(table, dict) or not table:
@@ -130,8 +138,8 @@ def read_prompt_file(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _toml(text: str) -> object:
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ModuleNotFoundError:
+    else:
         import tomli as tomllib
     return tomllib.loads(text)

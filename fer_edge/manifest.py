@@ -7,11 +7,11 @@ import json
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .errors import BundleError
+from .errors import BundleError, IntegrityError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -37,7 +37,8 @@ class Source:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What an artefact takes: uint8 (1, height, width, C). ``mean`` and ``std`` are applied inside, after division by 255."""
+    """What an artefact takes: uint8 (1, height, width, C). ``mean`` and ``std`` are applied inside, after division by
+    255."""
 
     height: int
     width: int
@@ -60,7 +61,8 @@ class InputSpec:
 @dataclass(frozen=True)
 class Artefact:
     """One converted model for one runtime at one precision. ``parity`` was measured when the bundle was written;
-    ``calibration`` says with what an int8 artefact was calibrated; ``drift_allowed``: it missed its bars and was let through."""
+    ``calibration`` says with what an int8 artefact was calibrated; ``drift_allowed``: it missed its bars and was let
+    through."""
 
     runtime: str
     precision: Literal["fp32", "fp16", "int8"]
@@ -129,7 +131,8 @@ class Manifest:
 
 
 def canonical(value: object) -> bytes:
-    """The one byte form of a JSON value: sorted keys, one space of indent, UTF-8, a final newline. NaN raises ValueError."""
+    """The one byte form of a JSON value: sorted keys, one space of indent, UTF-8, a final newline. NaN raises
+    ValueError."""
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
@@ -145,7 +148,8 @@ def digest_of(manifest: Manifest) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check ``folder/manifest.json``. Raises BundleError for a missing, altered, truncated, newer or malformed one."""
+    """Read and check ``folder/manifest.json``. Raises BundleError for a missing, altered, truncated, newer or malformed
+    one."""
     path = folder / MANIFEST
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -166,9 +170,9 @@ def read_manifest(folder: Path) -> Manifest:
             raise BundleError(f"{path} has no known schema (found {schema!r}, expected {SCHEMA})")
         digest = value.pop("digest", None)
         if digest != hashlib.sha256(canonical(value)).hexdigest() or raw != canonical({**value, "digest": digest}):
-            raise BundleError(f"{path} was altered: its digest does not match")
+            raise IntegrityError(f"{path} was altered: its digest does not match")
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is altered or truncated: it is not valid JSON") from error
+        raise IntegrityError(f"{path} is altered or truncated: it is not valid JSON") from error
     manifest = _typed(Manifest, value, str(path))
     _consistent(manifest, path)
     return manifest
@@ -185,9 +189,18 @@ def _consistent(manifest: Manifest, path: Path) -> None:
         (len(set(keys)) != len(keys), "two artefacts have one runtime and precision"),
         (any(not a.files for a in manifest.artefacts), "an artefact has no files"),
         (not 1 <= manifest.feature_dim <= 1 << 16, f"feature_dim {manifest.feature_dim} is out of range"),
-        (not (1 <= spec.height <= 4096 and 1 <= spec.width <= 4096), f"input {spec.height} x {spec.width} is out of range"),
-        (len(spec.mean) != spec.channels or len(spec.std) != spec.channels or 0.0 in spec.std, "mean and std do not fit the input"),
-        (any(len(set(ref.labels)) != len(ref.labels) or not ref.labels for ref in manifest.label_sets), "a label set repeats a label or is empty"),
+        (
+            not (1 <= spec.height <= 4096 and 1 <= spec.width <= 4096),
+            f"input {spec.height} x {spec.width} is out of range",
+        ),
+        (
+            len(spec.mean) != spec.channels or len(spec.std) != spec.channels or 0.0 in spec.std,
+            "mean and std do not fit the input",
+        ),
+        (
+            any(len(set(ref.labels)) != len(ref.labels) or not ref.labels for ref in manifest.label_sets),
+            "a label set repeats a label or is empty",
+        ),
     )
     for wrong, text in problems:
         if wrong:
@@ -197,7 +210,7 @@ def _consistent(manifest: Manifest, path: Path) -> None:
 T = TypeVar("T")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
@@ -214,7 +227,7 @@ def _plain(value: Any) -> Any:
 
 def _typed(cls: type[T], value: Any, where: str) -> T:
     """A JSON value as the dataclass ``cls``; every field present, none unknown, each of its type."""
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     if not isinstance(value, dict):
         raise BundleError(f"{where} is malformed: expected an object")
     if value.keys() != hints.keys():
@@ -226,7 +239,7 @@ def _typed(cls: type[T], value: Any, where: str) -> T:
 def _field(hint: Any, value: Any, where: str) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
-        return _typed(hint, value, where)  # type: ignore[type-var, arg-type]
+        return _typed(hint, value, where)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
         return None if value is None else _field(next(a for a in args if a is not type(None)), value, where)
     if origin is tuple and isinstance(value, list):

@@ -1,8 +1,7 @@
 """Runtimes by name. An adapter is a module with the functions of :class:`Runtime`; it is imported when it is used.
 
-A new runtime is one file in ``runtimes/``, one line in RUNTIMES and one extra. Other packages offer theirs under the entry-point group
-``fer_edge.runtimes`` (name = module).
-"""
+A new runtime is one file in ``runtimes/``, one line in RUNTIMES and one extra. Other packages offer theirs under the
+entry-point group ``fer_edge.runtimes`` (name = module)."""
 
 from __future__ import annotations
 
@@ -37,8 +36,9 @@ PRECISIONS = ("int8", "fp16", "fp32")
 
 @dataclass(frozen=True)
 class Options:
-    """How a session is opened. ``precision``: the artefact's; ``device``: the engine's name for it; ``threads`` >= 1; ``execution_precision``:
-    None = the artefact's own arithmetic (fp32 for float artefacts), or "bf16"/"fp16" where the engine can be asked for it."""
+    """How a session is opened. ``precision``: the artefact's; ``device``: the engine's name for it; ``threads`` >= 1;
+    ``execution_precision``: None = the artefact's own arithmetic (fp32 for float artefacts), or "bf16"/"fp16" where the
+    engine can be asked for it."""
 
     precision: str
     device: str
@@ -79,7 +79,12 @@ class Runtime(Protocol):
         """Open an artefact. Raises EngineError when the engine refuses the file, the device or the precision."""
 
 
-PACKAGES = {"openvino": ("openvino",), "litert": ("ai_edge_litert", "tflite_runtime"), "onnxruntime": ("onnxruntime",), "null": ()}
+PACKAGES = {
+    "openvino": ("openvino",),
+    "litert": ("ai_edge_litert", "tflite_runtime"),
+    "onnxruntime": ("onnxruntime",),
+    "null": (),
+}
 """Import names of each engine, any one of which is enough."""
 
 
@@ -114,7 +119,8 @@ def load_runtime(name: str) -> Runtime:
 
 
 def silence_openvino_telemetry() -> None:
-    """Call before the first import of openvino or nncf: selects the stubs of their telemetry modules, so that neither ever calls out."""
+    """Call before the first import of openvino or nncf: selects the stubs of their telemetry modules, so that neither
+    ever calls out."""
     if "openvino" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 

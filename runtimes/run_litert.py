@@ -65,7 +65,9 @@ def open(files: Sequence[Path], options: Options) -> _Session:
     if device.upper() != "CPU" and not device.startswith(_DELEGATE):
         raise EngineError(f"litert has no device {device!r}; there are CPU and delegate:PATH (a vendor's delegate library)")
     if options.execution_precision not in (None, "fp32"):
-        raise EngineError(f"litert cannot be asked for {options.execution_precision}: it follows the artefact; use a fp16 or int8 artefact")
+        raise EngineError(
+            f"litert cannot be asked for {options.execution_precision}: it follows the artefact; use a fp16 or int8 artefact"
+        )
     try:
         delegates = [tflite.load_delegate(device.removeprefix(_DELEGATE))] if device.startswith(_DELEGATE) else None
     except (OSError, ValueError, RuntimeError) as error:

@@ -1,8 +1,8 @@
-"""No engine at all: echoes the golden set's recorded answers after a set amount of work. For tests and for measuring the harness itself.
+"""No engine at all: echoes the golden set's recorded answers after a set amount of work. For tests and for measuring
+the harness itself.
 
-Devices: "echo" answers at once, "spin:MS" first keeps the processor busy for MS milliseconds. A crop of the golden set gets its own
-recorded feature; any other crop gets the first one. There are no recorded logits, so these are empty.
-"""
+Devices: "echo" answers at once, "spin:MS" first keeps the processor busy for MS milliseconds. A crop of the golden set
+gets its own recorded feature; any other crop gets the first one. There are no recorded logits, so these are empty."""
 
 from __future__ import annotations
 

@@ -52,7 +52,10 @@ def open(files: Sequence[Path], options: Options) -> _Session:
     if name is None:
         raise EngineError(f"onnxruntime has no device {options.device!r} in this build; there are {', '.join(known)}")
     if options.execution_precision not in (None, "fp32"):
-        raise EngineError(f"onnxruntime cannot be asked for {options.execution_precision}: it follows the artefact; use a fp16 or int8 artefact")
+        raise EngineError(
+            f"onnxruntime cannot be asked for {options.execution_precision}: "
+            "it follows the artefact; use a fp16 or int8 artefact"
+        )
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
@@ -64,7 +67,10 @@ def open(files: Sequence[Path], options: Options) -> _Session:
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         raise EngineError(f"onnxruntime on {name} refuses {files[0].name}: {one_line(error)}") from error
     if session.get_providers()[0] != wanted:
-        raise EngineError(f"onnxruntime was asked for {name} and fell back to {opened.device}; check the driver, or ask for {opened.device}")
+        raise EngineError(
+            f"onnxruntime was asked for {name} and fell back to {opened.device}; "
+            f"check the driver, or ask for {opened.device}"
+        )
     return opened
 
 

@@ -1,4 +1,5 @@
-"""OpenVINO. Artefact: .xml and .bin. The CPU plug-in would compute float artefacts in bf16 where it can; here it is told not to."""
+"""OpenVINO. Artefact: .xml and .bin. The CPU plug-in would compute float artefacts in bf16 where it can; here it is
+told not to."""
 
 from __future__ import annotations
 
@@ -18,7 +19,15 @@ import openvino as ov  # noqa: E402
 EXTRA = "openvino"
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
-_PRODUCTS = ("Convolution", "FullyConnected", "MatMul", "Subgraph_MatMul", "Deconvolution", "ScaledDotProductAttention", "MHA")
+_PRODUCTS = (
+    "Convolution",
+    "FullyConnected",
+    "MatMul",
+    "Subgraph_MatMul",
+    "Deconvolution",
+    "ScaledDotProductAttention",
+    "MHA",
+)
 
 
 def engine() -> str:
@@ -74,7 +83,9 @@ def open(files: Sequence[Path], options: Options) -> _Session:
         raise EngineError(f"openvino on {device} refuses {files[0].name}: {one_line(error)}") from error
     hint = _NAMES.get(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(), "")
     if options.execution_precision and hint != wanted:
-        raise EngineError(f"openvino on {session.device} was asked for {wanted} and would compute in {hint or 'its own choice'}")
+        raise EngineError(
+            f"openvino on {session.device} was asked for {wanted} and would compute in {hint or 'its own choice'}"
+        )
     return session
 
 

@@ -13,7 +13,8 @@ from fer_edge.errors import ConversionError
 
 @dataclass(frozen=True)
 class Faces:
-    """``images`` uint8 (N, 48, 48); ``targets`` float32 (N, K), a distribution per face; ``labels`` int (N,), -1 = no majority."""
+    """``images`` uint8 (N, 48, 48); ``targets`` float32 (N, K), a distribution per face; ``labels`` int (N,), -1 = no
+    majority."""
 
     images: NDArray[np.uint8]
     targets: NDArray[np.float32]
@@ -21,10 +22,12 @@ class Faces:
 
 
 def soft_targets(votes: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Vote distributions (N, K) after dropping single votes, as the FER+ authors do (Barsoum et al., ICMI 2016, ferplus.py)."""
+    """Vote distributions (N, K) after dropping single votes, as the FER+ authors do (Barsoum et al., ICMI 2016,
+    ferplus.py)."""
     kept = np.where(votes > 1, votes, 0).astype(np.float32)
     total = kept.sum(1, keepdims=True)
-    return np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
+    shares: NDArray[np.float32] = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
+    return shares
 
 
 def load_faces(path: Path, names: tuple[str, ...]) -> Faces:
@@ -35,7 +38,10 @@ def load_faces(path: Path, names: tuple[str, ...]) -> Faces:
     try:
         with np.load(path, allow_pickle=False) as z:
             votes, vote_names = z["ferplus_votes_labelcsv"], list(map(str, z["ferplus_vote_names"]))
-            majority, class_names = z["ferplus_majority_labelcsv"].astype(np.int64), list(map(str, z["ferplus_class_names"]))
+            majority, class_names = (
+                z["ferplus_majority_labelcsv"].astype(np.int64),
+                list(map(str, z["ferplus_class_names"])),
+            )
             images = z["images"]
     except (OSError, KeyError, ValueError) as error:
         raise ConversionError(f"{path} is not a FER+ npz file ({error}); build one with: fer-edge student data") from error

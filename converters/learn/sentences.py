@@ -1,8 +1,7 @@
-"""The committed sentence vectors: descriptions.toml through a sentence encoder, so that training needs no text weights."""
+"""Sentence vectors, committed: descriptions.toml through a sentence encoder, so that training needs no text weights."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -12,13 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_edge.errors import LabelError
+from fer_edge.labels import read_prompt_file
 
 from ..text import TextEncoder
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _HERE = files("fer_edge.converters.learn")
 
@@ -48,8 +43,8 @@ class Sentences:
 
 def descriptions() -> dict[str, tuple[str, ...]]:
     """Label -> facial-action sentences, as written in descriptions.toml."""
-    table = tomllib.loads((_HERE / "descriptions.toml").read_text(encoding="utf-8"))
-    return {label: tuple(sentences) for label, sentences in table.items()}
+    with as_file(_HERE / "descriptions.toml") as path:
+        return read_prompt_file(path)
 
 
 def stored_sentences() -> Sentences:

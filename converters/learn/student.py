@@ -1,7 +1,7 @@
 """The student: a plain stack of 3x3 convolutions, trained with RepVGG branches and deployed without them.
 
-Every operator of the deployed network (3x3 convolution, ReLU, global average, matrix product) exists in int8 on
-every NPU we know of. Re-parameterisation: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, section 3.
+Every operator of the deployed network (3x3 convolution, ReLU, global average, matrix product) exists in int8 on every
+NPU we know of. Re-parameterisation: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, section 3.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class RepBlock(nn.Module):
         if self.norm0 is not None:
             branches.append((F.pad(identity, (1, 1, 1, 1)), self.norm0))
         for kernel, norm in branches:
-            assert norm.running_mean is not None and norm.running_var is not None
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
             weight += kernel * gain[:, None, None, None]
             bias += norm.bias.double() - norm.running_mean.double() * gain
@@ -107,11 +108,12 @@ class Student(nn.Module):
         """Feature (N, feature_dim) of gray faces (N, 1, S, S) in [0, 1]."""
         for conv in self.convs:
             x = F.relu(conv(x))
-        return self.head(x.mean((2, 3)))
+        feature: Tensor = self.head(x.mean((2, 3)))
+        return feature
 
 
 class StudentInTraining(nn.Module):
-    """Training form of :class:`Student`, with the text side: text projection R (feature_dim, text_dim) and logit scale."""
+    """Training form of :class:`Student`, with the text side: projection R (feature_dim, text_dim) and logit scale."""
 
     def __init__(self, config: StudentConfig, dropout: float = 0.2) -> None:
         super().__init__()
@@ -125,7 +127,8 @@ class StudentInTraining(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature (N, feature_dim) of gray faces (N, 1, S, S) in [0, 1]."""
-        return self.head(self.dropout(self.blocks(x).mean((2, 3))))
+        feature: Tensor = self.head(self.dropout(self.blocks(x).mean((2, 3))))
+        return feature
 
     def logits(self, feature: Tensor, constants: Tensor) -> Tensor:
         """s <f/|f|, c_k> of features (N, D) and constants (K, D): (N, K)."""
@@ -182,7 +185,9 @@ def load_student(path: Path) -> StudentCheckpoint:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[FORMAT])
             if header["format_version"] > FORMAT_VERSION:
-                raise ConversionError(f"{path} was written by a newer fer-edge (student format {header['format_version']}); upgrade fer-edge")
+                raise ConversionError(
+                    f"{path} was written by a newer fer-edge (student format {header['format_version']}); upgrade fer-edge"
+                )
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         raw = header["config"]
         config = StudentConfig(**{**raw, "widths": tuple(raw["widths"]), "depths": tuple(raw["depths"])})

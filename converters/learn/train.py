@@ -1,9 +1,8 @@
 """Training of the student: faces against class constants that come from sentences.
 
-Loss: cross-entropy between FER+ vote distributions and softmax(s <f/|f|, c_k>), where
-c_k = mean_j normalise(R t_kj) over a few sentences of class k, drawn anew for every batch.
-Recipe: SGD with Nesterov momentum, warm-up and cosine decay, flips, small affine and brightness changes, erased patches.
-"""
+Loss: cross-entropy between FER+ vote distributions and softmax(s <f/|f|, c_k>), where c_k = mean_j normalise(R t_kj)
+over a few sentences of class k, drawn anew for every batch. Recipe: SGD with Nesterov momentum, warm-up and cosine
+decay, flips, small affine and brightness changes, erased patches."""
 
 from __future__ import annotations
 
@@ -29,7 +28,8 @@ from .student import StudentCheckpoint, StudentConfig, StudentInTraining
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters. ``sentences_per_class`` sentences are drawn per class and batch, ``text_noise`` is added to them."""
+    """Hyper-parameters. ``sentences_per_class`` sentences are drawn per class and batch, ``text_noise`` is added to
+    them."""
 
     epochs: int = 25
     batch: int = 128
@@ -43,6 +43,17 @@ class Recipe:
     erase: float = 0.25
     bf16: bool = True
     seed: int = 1
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Faces, and the sentences (label -> descriptions, with their vectors) that the class constants are made from."""
+
+    train: Faces
+    validation: Faces | None
+    sentences: Sentences
+    descriptions: Mapping[str, Sequence[str]]
+    labels: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -69,15 +80,26 @@ def augment(images: Tensor, erase: float, generator: torch.Generator) -> Tensor:
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     cos, sin = scale * angle.cos(), scale * angle.sin()
     theta = torch.stack(
-        [torch.stack([mirror * cos, -sin, uniform(-0.14, 0.14)], 1), torch.stack([mirror * sin, cos, uniform(-0.14, 0.14)], 1)], 1
+        [
+            torch.stack([mirror * cos, -sin, uniform(-0.14, 0.14)], 1),
+            torch.stack([mirror * sin, cos, uniform(-0.14, 0.14)], 1),
+        ],
+        1,
     )
-    moved = F.grid_sample(images, F.affine_grid(theta, list(images.shape), align_corners=False), padding_mode="border", align_corners=False)
+    moved = F.grid_sample(
+        images,
+        F.affine_grid(theta, list(images.shape), align_corners=False),
+        padding_mode="border",
+        align_corners=False,
+    )
     mean = moved.mean((1, 2, 3), keepdim=True)
     out = (moved - mean) * uniform(0.7, 1.3)[:, None, None, None] + mean + uniform(-0.15, 0.15)[:, None, None, None]
     side = (uniform(0.15, 0.4) * size).long()
     left, top = (uniform(0, 1) * (size - side)).long(), (uniform(0, 1) * (size - side)).long()
     at = torch.arange(size)
-    hole = ((at >= left[:, None]) & (at < (left + side)[:, None]))[:, None, None, :] & ((at >= top[:, None]) & (at < (top + side)[:, None]))[:, None, :, None]
+    hole = ((at >= left[:, None]) & (at < (left + side)[:, None]))[:, None, None, :] & (
+        (at >= top[:, None]) & (at < (top + side)[:, None])
+    )[:, None, :, None]
     hole &= (uniform(0, 1) < erase)[:, None, None, None]
     return torch.where(hole, mean, out).clamp(0, 1)
 
@@ -95,13 +117,17 @@ def constants(vectors: Tensor, projection: Tensor) -> Tensor:
     return F.normalize(vectors @ projection.T, dim=-1).mean(1)
 
 
-def scores(checkpoint: StudentCheckpoint, images: NDArray[np.uint8], class_constants: Tensor, batch: int = 256) -> NDArray[np.float32]:
+def scores(
+    checkpoint: StudentCheckpoint, images: NDArray[np.uint8], class_constants: Tensor, batch: int = 256
+) -> NDArray[np.float32]:
     """Softmax scores (N, K) of gray faces (N, S, S) by the float student."""
     rows = []
     with torch.inference_mode():
         for start in range(0, len(images), batch):
             x = torch.from_numpy(images[start : start + batch])[:, None].float() / 255
-            rows.append((checkpoint.scale * F.normalize(checkpoint.student(x), dim=-1) @ class_constants.T).softmax(-1).numpy())
+            rows.append(
+                (checkpoint.scale * F.normalize(checkpoint.student(x), dim=-1) @ class_constants.T).softmax(-1).numpy()
+            )
     result: NDArray[np.float32] = np.concatenate(rows)
     return result
 
@@ -113,87 +139,120 @@ def war_uar(predicted: NDArray[np.integer], truth: NDArray[np.integer]) -> tuple
     return float(hit.mean()), float(np.mean([hit[truth[kept] == k].mean() for k in np.unique(truth[kept])]))
 
 
-def _checkpoint(net: StudentInTraining, meta: Mapping[str, object]) -> StudentCheckpoint:
-    return StudentCheckpoint(net.deployed(), net.text_projection.detach().clone(), float(net.log_scale.exp().clamp(max=100.0)), meta)
+class _Run:
+    """The state of one training: network, optimizer and epoch, kept in ``work`` so that an interruption costs one epoch."""
+
+    def __init__(self, data: TrainingData, config: StudentConfig, recipe: Recipe, work: Path) -> None:
+        torch.manual_seed(recipe.seed)
+        self.data, self.recipe, self.work = data, recipe, work
+        self.net = StudentInTraining(config, recipe.dropout).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        decayed = [p for p in self.net.parameters() if p.ndim > 1]
+        plain = [p for p in self.net.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
+        self.vectors = class_vectors(data.sentences, data.descriptions, data.labels)
+        self.images = torch.from_numpy(data.train.images)[:, None]
+        self.targets = torch.from_numpy(data.train.targets)
+        self.steps = len(self.images) // recipe.batch
+        self.identity = repr((config, recipe, tuple(data.labels), data.sentences.sha256))
+        self.epoch = 0
+        if self.steps == 0:
+            raise ConversionError(f"{len(self.images)} faces are fewer than one batch of {recipe.batch}")
+
+    def resume(self) -> None:
+        """Go on from ``work``, if it holds this very run. Raises ConversionError when it holds another."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        file = self.work / "state.pt"
+        if not file.exists():
+            return
+        state = torch.load(file, weights_only=True)
+        if state["identity"] != self.identity:
+            raise ConversionError(f"{self.work} holds another training run; remove it or name another --work folder")
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = state["epoch"]
+
+    def save(self) -> None:
+        """Write the state in one step."""
+        file, partial = self.work / "state.pt", self.work / "state.partial"
+        state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({**state, "identity": self.identity, "epoch": self.epoch}, partial)
+        partial.replace(file)
+
+    def checkpoint(self, meta: Mapping[str, object]) -> StudentCheckpoint:
+        """The deployed form of the network as it is."""
+        scale = float(self.net.log_scale.detach().exp().clamp(max=100.0))
+        return StudentCheckpoint(self.net.deployed(), self.net.text_projection.detach().clone(), scale, meta)
+
+    def run_epoch(self, on_batch: Callable[[float], None]) -> EpochReport:
+        """One pass over the faces. Its randomness depends on seed and epoch alone, so a resumed run is the same run."""
+        began, total, epochs = time.monotonic(), 0.0, self.recipe.epochs
+        generator = torch.Generator().manual_seed(self.recipe.seed * 100_003 + self.epoch)
+        torch.manual_seed(self.recipe.seed * 100_003 + self.epoch)
+        order = torch.randperm(len(self.images), generator=generator)
+        self.net.train()
+        rate = 0.0
+        for step in range(self.steps):
+            rate = self._rate(self.epoch + step / self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            rows = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
+            total += self._step(rows, generator)
+            on_batch((self.epoch + (step + 1) / self.steps) / epochs)
+        self.epoch += 1
+        war, uar = self._validate()
+        return EpochReport(self.epoch, epochs, total / self.steps, war, uar, rate, time.monotonic() - began)
+
+    def _rate(self, done: float) -> float:
+        """Learning rate after ``done`` epochs: linear warm-up times cosine decay to zero."""
+        rising = min(1.0, (done + 1 / self.steps) / self.recipe.warmup_epochs)
+        return self.recipe.lr * rising * 0.5 * (1 + math.cos(math.pi * done / self.recipe.epochs))
+
+    def _step(self, rows: Tensor, generator: torch.Generator) -> float:
+        recipe = self.recipe
+        faces = augment(self.images[rows].float() / 255, recipe.erase, generator)
+        drawn = self.vectors[:, torch.randperm(self.vectors.shape[1], generator=generator)[: recipe.sentences_per_class]]
+        text = drawn + recipe.text_noise * torch.randn(drawn.shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            feature = self.net(faces.contiguous(memory_format=torch.channels_last))
+        logits = self.net.logits(feature.float(), constants(text, self.net.text_projection))
+        loss = F.cross_entropy(logits, self.targets[rows])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.item()
+
+    def _validate(self) -> tuple[float, float]:
+        if self.data.validation is None:
+            return math.nan, math.nan
+        current = self.checkpoint({})
+        predicted = scores(current, self.data.validation.images, constants(self.vectors, current.text_projection)).argmax(1)
+        return war_uar(predicted, self.data.validation.labels)
 
 
 def train_student(
-    train: Faces,
-    validation: Faces | None,
-    sentences: Sentences,
-    table: Mapping[str, Sequence[str]],
-    labels: Sequence[str],
+    data: TrainingData,
     config: StudentConfig,
     recipe: Recipe,
     work: Path,
     on_epoch: Callable[[EpochReport], None],
     on_batch: Callable[[float], None] = lambda done: None,
 ) -> StudentCheckpoint:
-    """Train a student, or go on where ``work`` (one state file and log.csv) was left by an interruption.
+    """Train a student, or go on where ``work`` (state.pt and log.csv) was left by an interruption.
 
-    ``on_batch`` gets the fraction done. Raises ConversionError when ``work`` belongs to another recipe.
+    ``on_batch`` gets the fraction done. Raises ConversionError when ``work`` belongs to another run.
     """
-    torch.manual_seed(recipe.seed)
-    net = StudentInTraining(config, recipe.dropout).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    plain = [p for p in net.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
-    identity = repr((config, recipe, tuple(labels), sentences.sha256))
-    start, state_file = 0, work / "state.pt"
-    work.mkdir(parents=True, exist_ok=True)
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        if state["identity"] != identity:
-            raise ConversionError(f"{work} holds another training run; remove it or name another --work folder")
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["epoch"]
-    vectors = class_vectors(sentences, table, labels)
-    images, targets = torch.from_numpy(train.images)[:, None], torch.from_numpy(train.targets)
-    steps = len(images) // recipe.batch
-    for epoch in range(start, recipe.epochs):
-        began, total = time.monotonic(), 0.0
-        generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
-        torch.manual_seed(recipe.seed * 100_003 + epoch)
-        order = torch.randperm(len(images), generator=generator)
-        net.train()
-        for step in range(steps):
-            done = epoch + step / steps
-            rising = min(1.0, (done + 1 / steps) / recipe.warmup_epochs)
-            lr = recipe.lr * rising * 0.5 * (1 + math.cos(math.pi * done / recipe.epochs))
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            rows = order[step * recipe.batch : (step + 1) * recipe.batch]
-            faces = augment(images[rows].float() / 255, recipe.erase, generator).contiguous(memory_format=torch.channels_last)
-            drawn = torch.randperm(vectors.shape[1], generator=generator)[: recipe.sentences_per_class]
-            text = vectors[:, drawn] + recipe.text_noise * torch.randn(vectors[:, drawn].shape, generator=generator)
-            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-                feature = net(faces)
-            logits = net.logits(feature.float(), constants(text, net.text_projection))
-            loss = F.cross_entropy(logits, targets[rows])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += loss.item()
-            on_batch((done + 1 / steps) / recipe.epochs)
-        war = uar = math.nan
-        if validation is not None:
-            current = _checkpoint(net, {})
-            predicted = scores(current, validation.images, constants(vectors, current.text_projection)).argmax(1)
-            war, uar = war_uar(predicted, validation.labels)
-        report = EpochReport(epoch + 1, recipe.epochs, total / steps, war, uar, lr, time.monotonic() - began)
-        _save_state(state_file, {"identity": identity, "net": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1})
+    run = _Run(data, config, recipe, work)
+    run.resume()
+    while run.epoch < recipe.epochs:
+        report = run.run_epoch(on_batch)
+        run.save()
         _log(work / "log.csv", report)
         on_epoch(report)
-    meta = {"recipe": asdict(recipe), "labels": list(labels), "faces": len(images), "text_encoder": {"kind": sentences.kind, "source": sentences.source, "sha256": sentences.sha256}}
-    return _checkpoint(net, meta)
-
-
-def _save_state(path: Path, state: Mapping[str, object]) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    table = data.sentences
+    text = {"kind": table.kind, "source": table.source, "sha256": table.sha256}
+    meta = {"recipe": asdict(recipe), "labels": list(data.labels), "faces": len(data.train.images), "text_encoder": text}
+    return run.checkpoint(meta)
 
 
 def _log(path: Path, report: EpochReport) -> None:

@@ -1,0 +1,52 @@
+"""``fer-edge evaluate``. Nothing heavy is imported before the command runs."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fer_edge.cli import bundle_option, common, emit, engine_options, labels_option, say
+from fer_edge.errors import MissingExtraError
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@bundle_option
+@click.option("--truth", metavar="MEMBER", help="npz: the member with integer labels (-1: left out).")
+@click.option("--classes", metavar="MEMBER", help="npz: the member with the class names.")
+@click.option("--skip-unknown", is_flag=True, help="Leave out classes that are no label of the set, instead of stopping.")
+@labels_option
+@engine_options
+@common
+def evaluate(
+    data: Path,
+    bundle: Path | None,
+    truth: str | None,
+    classes: str | None,
+    skip_unknown: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """WAR, UAR, confusion and recall on labelled faces.
+
+    DATA: a folder with a folder per class, or an npz with images and --truth and --classes.
+    """
+    for package in ("sklearn", "rich"):
+        if find_spec(package) is None:
+            raise MissingExtraError(f"the package {package}", "bench")
+    from fer_edge.classifier import load
+
+    from .evaluate import evaluate as run
+    from .evaluate import read_faces
+    from .screen import evaluation_text, fraction
+
+    faces = read_faces(data, truth, classes)
+    with load(bundle, **options) as clf, fraction(sys.stderr, "evaluating") as progress:
+        result = run(clf, faces, skip_unknown, progress)
+    for entry in result.unreadable:
+        say(f"Left out, unreadable: {entry['error']}")
+    emit(result.as_json()) if as_json else click.echo(evaluation_text(result))

@@ -1,0 +1,171 @@
+"""Accuracy on labelled faces: WAR (accuracy), UAR (mean recall of the classes present), confusion, per-class recall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+
+from fer_edge.classifier import Classifier
+from fer_edge.errors import ImageError, LabelError, UsageError
+from fer_edge.image import ImageLike
+from fer_edge.labels import SYNONYMS
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
+
+
+@dataclass(frozen=True)
+class LabelledFaces:
+    """``images`` with the name of each one's class; ``left_out`` counts those without a usable label."""
+
+    images: Sequence[ImageLike]
+    classes: Sequence[str]
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``war`` and ``uar`` are fractions of 1; ``confusion`` (K, K) has the truth in rows, in the order of ``labels``; a
+    class without a face has recall None and does not count in ``uar``; ``unreadable`` lists the images that could not
+    be read, which count nowhere else."""
+
+    n: int
+    war: float
+    uar: float
+    labels: tuple[str, ...]
+    confusion: list[list[int]]
+    per_class_recall: dict[str, float | None]
+    per_class_count: dict[str, int]
+    left_out: int
+    skipped_classes: dict[str, int]
+    unreadable: list[dict[str, str]]
+    runtime: str
+    device: str
+    precision: str
+    execution_precision: str
+    label_set: str
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+def read_faces(data: Path, truth: str | None = None, classes: str | None = None) -> LabelledFaces:
+    """A folder with a folder per class, or an npz with ``images``, an integer member ``truth`` (-1: left out) and a
+    name list ``classes``.
+
+    Raises UsageError when ``data`` is neither, or the members do not fit."""
+    if data.is_dir():
+        files = [
+            (p, folder.name)
+            for folder in sorted(data.iterdir())
+            if folder.is_dir()
+            for p in sorted(folder.iterdir())
+            if p.suffix.lower() in _SUFFIXES
+        ]
+        if not files:
+            raise UsageError(f"{data} has no images in class folders; expected {data}/<class>/<image>")
+        return LabelledFaces([p for p, _ in files], [c for _, c in files])
+    if not data.is_file():
+        raise UsageError(f"{data} does not exist")
+    if truth is None or classes is None:
+        raise UsageError(f"{data} is a file: name its members with --truth MEMBER and --classes MEMBER")
+    try:
+        with np.load(data, allow_pickle=False) as z:
+            images, labels, names = z["images"], z[truth], [str(n) for n in z[classes]]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UsageError(f"{data} cannot be used: {error}") from error
+    if (
+        labels.dtype.kind not in "iu"
+        or labels.ndim != 1
+        or len(labels) != len(images)
+        or labels.max(initial=-1) >= len(names)
+        or labels.min(initial=0) < -1
+    ):
+        raise UsageError(
+            f"{data}: {truth} must hold one integer per image, -1 or a position in {classes} ({len(names)} names)"
+        )
+    kept = np.flatnonzero(labels >= 0)
+    return LabelledFaces([images[i] for i in kept], [names[labels[i]] for i in kept], len(labels) - len(kept))
+
+
+def label_of(name: str, labels: Sequence[str]) -> str | None:
+    """The label that a class name means: itself, or by the table of synonyms ("happy" = happiness); None when the set
+    has none."""
+    plain = name.strip().lower()
+    return next((label for label in (name, plain, SYNONYMS.get(plain)) if label in labels), None)
+
+
+def evaluate(
+    clf: Classifier,
+    faces: LabelledFaces,
+    skip_unknown: bool = False,
+    on_face: Callable[[float], None] = lambda done: None,
+) -> Evaluation:
+    """Classify every face and count. ``on_face`` gets the fraction done.
+
+    Raises LabelError for a class that is no label of the set (unless ``skip_unknown``), UsageError when nothing is left
+    to count."""
+    meaning = {name: label_of(name, clf.labels) for name in dict.fromkeys(faces.classes)}
+    unknown = [name for name, label in meaning.items() if label is None]
+    if unknown and not skip_unknown:
+        raise LabelError(
+            f"the class {unknown[0]!r} is no label of {clf.label_set} ({', '.join(clf.labels)}); "
+            "choose --labels, or pass --skip-unknown"
+        )
+    position = {label: i for i, label in enumerate(clf.labels)}
+    truth, predicted, unreadable = [], [], []
+    for i, (image, label) in enumerate(_known(faces, meaning)):
+        try:
+            predicted.append(position[clf.predict(image).label])
+            truth.append(position[label])
+        except ImageError as error:
+            unreadable.append({"image": str(image) if isinstance(image, (str, Path)) else f"image {i}", "error": str(error)})
+        on_face((i + 1) / len(faces.images))
+    if not truth:
+        raise UsageError("no face could be evaluated")
+    skipped = {name: sum(c == name for c in faces.classes) for name in unknown}
+    return _counted(clf, np.array(truth), np.array(predicted), faces.left_out, skipped, unreadable)
+
+
+def _known(faces: LabelledFaces, meaning: dict[str, str | None]) -> Iterator[tuple[ImageLike, str]]:
+    for image, name in zip(faces.images, faces.classes, strict=True):
+        label = meaning[name]
+        if label is not None:
+            yield image, label
+
+
+def _counted(
+    clf: Classifier,
+    truth: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    left_out: int,
+    skipped: dict[str, int],
+    unreadable: list[dict[str, str]],
+) -> Evaluation:
+    order = list(range(len(clf.labels)))
+    present = sorted(set(truth.tolist()))
+    recalls = recall_score(truth, predicted, labels=present, average=None, zero_division=0.0)
+    by_class = dict(zip(present, recalls.tolist(), strict=True))
+    return Evaluation(
+        n=len(truth),
+        war=float(accuracy_score(truth, predicted)),
+        uar=float(np.mean(recalls)),
+        labels=clf.labels,
+        confusion=confusion_matrix(truth, predicted, labels=order).tolist(),
+        per_class_recall={label: by_class.get(i) for i, label in enumerate(clf.labels)},
+        per_class_count={label: int((truth == i).sum()) for i, label in enumerate(clf.labels)},
+        left_out=left_out,
+        skipped_classes=skipped,
+        unreadable=unreadable,
+        runtime=clf.runtime,
+        device=clf.device,
+        precision=clf.precision,
+        execution_precision=clf.execution_precision,
+        label_set=clf.label_set,
+    )

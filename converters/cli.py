@@ -1,0 +1,175 @@
+"""``fer-edge convert`` and ``fer-edge labels add``. Nothing heavy is imported before the command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fer_edge.cli import common, emit, say
+from fer_edge.errors import FerEdgeError, MissingExtraError
+
+
+def need_extra(*packages: str, extra: str) -> None:
+    """Raise MissingExtraError unless all packages are there."""
+    from importlib.util import find_spec
+
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingExtraError(f"the package {package}", extra)
+
+
+@contextmanager
+def hushed() -> Iterator[int]:
+    """Send what engines and converters print (stdout and stderr, C++ included) to a log; yields a descriptor of the
+    real stderr.
+
+    When the block fails with anything but an error of our own, the end of the log is shown."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {fd: os.dup(fd) for fd in (1, 2)}
+    with tempfile.TemporaryFile() as log:
+        try:
+            for fd in kept:
+                os.dup2(log.fileno(), fd)
+            yield kept[2]
+        except FerEdgeError:
+            raise
+        except BaseException:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            log.seek(max(0, log.tell() - 4000))
+            os.write(kept[2], log.read())
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for fd, copy in kept.items():
+                os.dup2(copy, fd)
+                os.close(copy)
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The bundle folder to write; it must not exist.",
+)
+@click.option(
+    "--projection",
+    type=click.Path(path_type=Path),
+    help="Exp-CLIP head: the reference's .pth (mlp.weight) or safetensors.",
+)
+@click.option("--labels", help="Default label set: rafdb7, ferplus8, mafw11, or a TOML/JSON file (label -> prompts).")
+@click.option(
+    "--prompts", help="P1, P2, P3, ensemble, or a TOML/JSON file. Default: P3; for a student, its own descriptions."
+)
+@click.option("--runtime", "runtimes", multiple=True, help="openvino, litert, onnxruntime; repeatable. Default: all three.")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(["int8", "fp16", "fp32"]),
+    help="Repeatable. Default: int8.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="A folder of faces (or an npz with 'images') to calibrate int8 with.",
+)
+@click.option(
+    "--calibration-count", type=click.IntRange(min=1), default=300, show_default=True, help="How many of them to use."
+)
+@click.option(
+    "--normalize",
+    type=click.Choice(["auto", "none", "clip"]),
+    default="auto",
+    show_default=True,
+    help="auto: none with a projection.",
+)
+@click.option("--symmetric", is_flag=True, help="onnxruntime int8 with symmetric activations, as TensorRT wants.")
+@click.option("--allow-drift", is_flag=True, help="Write artefacts that miss their parity bars; the manifest records it.")
+@click.option("--name", help="Name in the manifest. Default: the output folder's name.")
+@click.option("--version", default="1", show_default=True, help="Version in the manifest.")
+@click.option("--licence", default="unstated", show_default=True, help="Licence of the weights, for the manifest.")
+@click.option(
+    "--card",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A model card in Markdown, stored in the manifest.",
+)
+@click.option("--force", is_flag=True, help="Replace the output folder when it exists.")
+@common
+def convert(
+    source: str,
+    output: Path,
+    as_json: bool,
+    card: Path | None,
+    runtimes: tuple[str, ...],
+    precisions: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Convert SOURCE into a bundle and check every artefact against the float reference.
+
+    SOURCE: a Hugging Face CLIP folder or id, or a student checkpoint. What falls below the parity bars is not written.
+    """
+    need_extra(
+        "torch",
+        "transformers",
+        "safetensors",
+        "rich",
+        "nncf",
+        "openvino",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "litert_torch",
+        extra="convert",
+    )
+    with hushed() as real_stderr, open(os.dup(real_stderr), "w", encoding="utf-8") as screen:
+        from .convert import RUNTIMES, Plan
+        from .convert import convert as run
+        from .progress import steps
+
+        plan = Plan(
+            runtimes=tuple(dict.fromkeys(runtimes)) or RUNTIMES,
+            precisions=tuple(dict.fromkeys(precisions)) or ("int8",),
+            card=card.read_text(encoding="utf-8") if card else "",
+            **options,
+        )
+        with steps(screen) as report:
+            bundle = run(source, output, plan, report)
+    from fer_edge.report import describe, summary
+
+    emit(summary(bundle)) if as_json else click.echo(describe(bundle))
+    if plan.calibration is None and any(
+        a.calibration and "augmentations" in a.calibration for a in bundle.manifest.artefacts
+    ):
+        say("Note: int8 was calibrated with augmentations of one face. Calibrate with your own: --calibration FOLDER")
+
+
+@click.command("add")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--text-encoder", required=True, help="The encoder the bundle was made with: a folder or a Hugging Face id.")
+@click.option("--name", help="Name of the label set. Default: the file's name without its ending.")
+@common
+def labels_add(bundle: Path, file: Path, text_encoder: str, name: str | None, as_json: bool) -> None:
+    """Compile the sentences of FILE (TOML or JSON: label -> prompt or prompts) into a new label set of BUNDLE."""
+    need_extra("torch", "transformers", extra="convert")
+    with hushed():
+        from .compile_labels import add_labels
+
+        added = add_labels(bundle, file, text_encoder, name)
+    if as_json:
+        emit({"bundle": str(bundle), "name": added.name, "labels": list(added.labels)})
+    else:
+        say(f"Added the label set {added.name} ({', '.join(added.labels)}). Use it with --labels {added.name}")

@@ -1,0 +1,310 @@
+"""The command line. Commands of other rooms are imported when they are called, so that ``--help`` stays light."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import __version__
+from .errors import FerEdgeError, ImageError, IntegrityError, MissingExtraError, UsageError
+
+ROOM_COMMANDS = {
+    "convert": ("fer_edge.converters.cli:convert", "Quantize a CLIP or a student, with its projection, into a bundle."),
+    "evaluate": ("fer_edge.benchmarks.cli:evaluate", "WAR, UAR, confusion and recall on labelled faces."),
+    "student": ("fer_edge.converters.learn.cli:student", "Train the small encoder behind the embedded default."),
+}
+"""Command -> where it is, and its line in ``fer-edge --help``."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Rooms(click.Group):
+    """A group whose further commands live in other rooms."""
+
+    def __init__(self, *args: Any, rooms: dict[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rooms = rooms or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.rooms])
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.rooms:
+            return super().get_command(ctx, name)
+        module, _, attribute = self.rooms[name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = []
+        for name in self.list_commands(ctx):
+            local = super().get_command(ctx, name)
+            rows.append((name, self.rooms[name][1] if local is None else local.get_short_help_str(70)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def common(command: F) -> F:
+    """--json and --debug, which every command has."""
+    command = click.option("--debug", is_flag=True, expose_value=False, help="On an error, show the whole traceback.")(
+        command
+    )
+    return click.option("--json", "as_json", is_flag=True, help="Machine-readable on stdout, nothing else there.")(command)
+
+
+def engine_options(command: F) -> F:
+    """--runtime, --device, --precision, --threads and --execution-precision."""
+    options = (
+        click.option("--runtime", help="openvino, litert, onnxruntime or null. Default: the first one installed."),
+        click.option("--device", help="The engine's name for it; 'fer-edge doctor' lists them. Default: its CPU."),
+        click.option(
+            "--precision",
+            type=click.Choice(["int8", "fp16", "fp32"]),
+            help="Of the artefact. Default: int8 where there is one.",
+        ),
+        click.option("--threads", type=click.IntRange(min=1), help="Default: all processors, at most 4."),
+        click.option("--execution-precision", help="Ask the engine for bf16 or fp16 arithmetic; never chosen by itself."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+labels_option = click.option("--labels", help="A label set of the bundle. Default: the bundle's own.")
+bundle_option = click.option(
+    "-b", "--bundle", type=click.Path(path_type=Path), help="A bundle folder. Default: the embedded one."
+)
+bundle_argument = click.argument("bundle", required=False, type=click.Path(path_type=Path))
+
+
+@click.group(
+    cls=Rooms, rooms=ROOM_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, message="fer-edge %(version)s")
+@click.option("--debug", is_flag=True, expose_value=False, help="On an error, show the whole traceback.")
+def cli() -> None:
+    """Facial-expression recognition on edge devices: predict, check and measure bundles; convert your own.
+
+    A bundle that is not named is the embedded default. Exit status: 0 good, 1 a check failed, 2 wrong use or bad input.
+    """
+
+
+def emit(value: object) -> None:
+    """One JSON value on one line of stdout. Raises ValueError for NaN: our JSON has none."""
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def say(text: str = "") -> None:
+    """Text for people, on stderr."""
+    click.echo(text, err=True)
+
+
+@contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """A line of what is going on, on stderr, gone at the end; silent when stderr is not a terminal."""
+    live = sys.stderr.isatty()
+
+    def show(text: str) -> None:
+        if live:
+            click.echo(f"\r\033[K{text} ...", nl=False, err=True)
+
+    try:
+        yield show
+    finally:
+        if live:
+            click.echo("\r\033[K", nl=False, err=True)
+
+
+class Box(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """x,y,width,height in pixels."""
+
+    name = "x,y,w,h"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(v) for v in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != 4:
+            self.fail(f"{value!r} is not x,y,width,height in pixels", param, ctx)
+        return numbers
+
+
+@cli.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@bundle_option
+@click.option(
+    "--box", type=Box(), help="The face in the photo, in pixels. Without it the whole picture is taken to be one face."
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Widen the box on every side by this share of it.",
+)
+@labels_option
+@engine_options
+@common
+def predict(images: tuple[str, ...], box: Any, margin: float, bundle: Path | None, as_json: bool, **options: Any) -> None:
+    """Label face crops, or the face in --box of a photo."""
+    from .classifier import load
+
+    failed = 0
+    with load(bundle, **options) as clf:
+        ran = {"runtime": clf.runtime, "device": clf.device, "precision": clf.precision}
+        for image in images:
+            try:
+                result = clf.predict(image, box=box, margin=margin)
+            except ImageError as error:
+                failed += 1
+                emit({"image": image, "error": str(error)}) if as_json else say(f"Error: {error}")
+                continue
+            if as_json:
+                emit({"image": image, "label": result.label, "scores": result.scores, **ran})
+            else:
+                ranked = sorted(result.scores.items(), key=lambda item: -item[1])
+                click.echo(f"{image}: " + ", ".join(f"{name} {score:.1%}" for name, score in ranked[:3]))
+        if not as_json:
+            computed = f"{clf.precision} artefact computed in {clf.execution_precision}"
+            say(f"({clf.engine}, {computed} on {clf.device}, labels {clf.label_set})")
+    if failed:
+        sys.exit(2)
+
+
+@cli.command()
+@bundle_argument
+@click.option("--card", is_flag=True, help="Print the model card.")
+@common
+def info(bundle: Path | None, card: bool, as_json: bool) -> None:
+    """What a bundle is: source, input, artefacts, label sets."""
+    from .bundle import open_bundle
+    from .classifier import DEFAULT_BUNDLE
+    from .report import describe, summary
+
+    opened = open_bundle(bundle or DEFAULT_BUNDLE)
+    if card and not as_json:
+        click.echo(opened.manifest.card)
+    elif as_json:
+        emit(summary(opened))
+    else:
+        click.echo(describe(opened))
+
+
+@cli.command()
+@common
+def doctor(as_json: bool) -> None:
+    """What this box has: processor features, engines, devices, and the command that mends what is missing."""
+    from .doctor import diagnose
+    from .report import diagnosis_text
+
+    found = diagnose(__version__)
+    emit(found.as_json()) if as_json else click.echo(diagnosis_text(found))
+    if not any(engine.ready for engine in found.engines):
+        sys.exit(1)
+
+
+@cli.command()
+@bundle_argument
+@engine_options
+@common
+def verify(bundle: Path | None, runtime: str | None, as_json: bool, **options: Any) -> None:
+    """Check a bundle on this box: every file's hash, and every artefact's answers on the golden set."""
+    from .bundle import open_bundle
+    from .classifier import DEFAULT_BUNDLE
+    from .report import verdict_text
+    from .runtime import load_runtime
+    from .verify import Report
+    from .verify import verify as run
+
+    folder = bundle or DEFAULT_BUNDLE
+    if runtime:
+        load_runtime(runtime)
+    try:
+        with status() as show:
+            report = run(open_bundle(folder), [runtime] if runtime else None, on_row=show, **options)
+    except IntegrityError as error:
+        report = Report((), (str(error),))
+    emit({"bundle": str(folder), **report.as_json()}) if as_json else click.echo(verdict_text(report))
+    if not report.ok:
+        sys.exit(1)
+
+
+LABEL_COMMANDS = {"add": ("fer_edge.converters.cli:labels_add", "Compile sentences to a new label set of a bundle.")}
+
+
+@cli.group(cls=Rooms, rooms=LABEL_COMMANDS)
+def labels() -> None:
+    """Label sets of a bundle: list them, add new ones."""
+
+
+@labels.command("list")
+@bundle_argument
+@common
+def labels_list(bundle: Path | None, as_json: bool) -> None:
+    """The label sets of a bundle, with their labels."""
+    from .bundle import label_set, open_bundle
+    from .classifier import DEFAULT_BUNDLE
+    from .report import table
+
+    opened = open_bundle(bundle or DEFAULT_BUNDLE)
+    default = opened.manifest.default_labels
+    sets = [label_set(opened, ref.name) for ref in opened.manifest.label_sets]
+    if as_json:
+        emit(
+            [
+                {
+                    "name": s.name,
+                    "default": s.name == default,
+                    "labels": list(s.labels),
+                    "prompts": dict(zip(s.labels, s.prompts, strict=True)),
+                }
+                for s in sets
+            ]
+        )
+    else:
+        click.echo(table([[s.name + (" (default)" if s.name == default else ""), ", ".join(s.labels)] for s in sets]))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: runs the command, turns every error into one line and an exit status."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.simplefilter("ignore")  # the process is ours: engines and Pillow warn about their own affairs
+    try:
+        sys.exit(cli.main(args, prog_name="fer-edge", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        say(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "fer-edge"
+        fail(f"{error.format_message()} (see: {path} --help)", args)
+    except (FerEdgeError, MissingExtraError, UsageError) as error:
+        fail(str(error), args)
+    except click.Abort:
+        say("Interrupted.")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:  # a bug of ours: still one line, and the way to the traceback
+        text = " ".join(str(error).split())[:300]
+        fail(f"unexpected {type(error).__name__}: {text} (run again with --debug, and report it)", args)
+
+
+def fail(message: str, args: Sequence[str]) -> None:
+    """One line on stderr and exit status 2; with --debug the traceback before it."""
+    if "--debug" in args:
+        traceback.print_exc()
+    say(f"Error: {' '.join(message.split())}")
+    sys.exit(2)

@@ -1,0 +1,125 @@
+"""Does this box compute the right answer? Every file against its hash, every artefact against the golden set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from . import runtime as rt
+from .bundle import Bundle, Golden, all_files, checked_path, golden_set, label_set
+from .classifier import open_session
+from .errors import BundleError, EngineError, MissingExtraError
+from .golden import Parity, measure
+from .labels import LabelSet
+from .manifest import Artefact
+
+Status = Literal["ok", "drift allowed", "miss", "refused", "altered", "no engine"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artefact on this box. ``status``: "ok"; "drift allowed" (misses its bars, but was let through at conversion);
+    "miss"; "refused" by the engine; "altered" file; "no engine" installed. ``problem`` says it in words."""
+
+    runtime: str
+    precision: str
+    status: Status
+    problem: str
+    engine: str = ""
+    device: str = ""
+    execution_precision: str = ""
+    parity: Parity | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """``files``: problems of files, in words; ``ok``: no file problem, at least one artefact checked, and none fell
+    short."""
+
+    rows: tuple[Row, ...]
+    files: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the bundle may be used on this box."""
+        checked = [row for row in self.rows if row.status != "no engine"]
+        return not self.files and bool(checked) and all(row.status in ("ok", "drift allowed") for row in checked)
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {"ok": self.ok, "files": list(self.files), "artefacts": [asdict(row) for row in self.rows]}
+
+
+def verify(
+    bundle: Bundle,
+    runtimes: Sequence[str] | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    execution_precision: str | None = None,
+    on_row: Callable[[str], None] = lambda name: None,
+) -> Report:
+    """Check every file of a bundle, then every artefact that this box has an engine for (or only those named).
+
+    ``on_row`` is told what is checked next. Raises BundleError only when the golden set or the default labels cannot be
+    used at all."""
+    problems = []
+    for path, sha256, size in all_files(bundle):
+        on_row(path)
+        try:
+            checked_path(bundle, path, sha256, size)
+        except BundleError as error:
+            problems.append(str(error))
+    chosen = [
+        a for a in bundle.manifest.artefacts if (not runtimes or a.runtime in runtimes) and precision in (None, a.precision)
+    ]
+    try:
+        golden, labels = golden_set(bundle), label_set(bundle, bundle.manifest.default_labels)
+        for ref in bundle.manifest.label_sets:
+            label_set(bundle, ref.name)
+    except BundleError as error:
+        return Report((), (*problems, str(error)) if str(error) not in problems else tuple(problems))
+    rows = []
+    for artefact in chosen:
+        on_row(f"{artefact.runtime} {artefact.precision}")
+        rows.append(_row(bundle, artefact, golden, labels, device, threads or rt.default_threads(), execution_precision))
+    return Report(tuple(rows), tuple(problems))
+
+
+def _row(
+    bundle: Bundle,
+    artefact: Artefact,
+    golden: Golden,
+    labels: LabelSet,
+    device: str | None,
+    threads: int,
+    execution_precision: str | None,
+) -> Row:
+    runtime, precision = artefact.runtime, artefact.precision
+    try:
+        session = open_session(bundle, runtime, artefact, device, threads, execution_precision)
+    except MissingExtraError as error:
+        return Row(runtime, precision, "no engine", str(error))
+    except BundleError as error:
+        return Row(runtime, precision, "altered", str(error))
+    except EngineError as error:
+        return Row(runtime, precision, "refused", str(error))
+    try:
+        parity = measure(session.run, golden, labels)
+    except EngineError as error:
+        return Row(runtime, precision, "refused", str(error), session.engine, session.device, session.execution_precision)
+    finally:
+        session.close()
+    misses = parity.misses(bundle.manifest.golden.thresholds.get(precision, {}))
+    status: Status = "ok" if not misses else "drift allowed" if artefact.drift_allowed and not parity.misses({}) else "miss"
+    return Row(
+        runtime,
+        precision,
+        status,
+        "; ".join(misses),
+        session.engine,
+        session.device,
+        session.execution_precision,
+        parity,
+    )
