@@ -16,8 +16,10 @@ from fer_edge.errors import MissingExtraError
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @bundle_option
-@click.option("--truth", metavar="MEMBER", help="npz: the member with integer labels (-1: left out).")
-@click.option("--classes", metavar="MEMBER", help="npz: the member with the class names.")
+@click.option(
+    "--truth", metavar="MEMBER", help="npz: the member with one integer per image: a position in --classes, -1: left out."
+)
+@click.option("--classes", metavar="MEMBER", help="npz: the member with the class names, in the order of the integers.")
 @click.option("--skip-unknown", is_flag=True, help="Leave out classes that are no label of the set, instead of stopping.")
 @labels_option
 @engine_options
@@ -33,7 +35,7 @@ def evaluate(
 ) -> None:
     """WAR, UAR, confusion and recall on labelled faces.
 
-    DATA: a folder with a folder per class, or an npz with images and --truth and --classes.
+    DATA: a folder with a folder of images per class, or an npz with a member 'images' (uint8) and --truth and --classes.
     """
     for package in ("sklearn", "rich"):
         if find_spec(package) is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,11 +77,13 @@ def read_faces(data: Path, truth: str | None = None, classes: str | None = None)
         raise UsageError(f"{data} does not exist")
     if truth is None or classes is None:
         raise UsageError(f"{data} is a file: name its members with --truth MEMBER and --classes MEMBER")
-    try:
-        with np.load(data, allow_pickle=False) as z:
-            images, labels, names = z["images"], z[truth], [str(n) for n in z[classes]]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UsageError(f"{data} cannot be used: {error}") from error
+    images, labels, names = _members(data, "images", truth, classes)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise UsageError(
+            f"{data}: images must be uint8 (N, H, W) gray or (N, H, W, 3) RGB; got {images.dtype} {images.shape}"
+        )
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise UsageError(f"{data}: {classes} must be a list of class names; got {names.dtype} {names.shape}")
     if (
         labels.dtype.kind not in "iu"
         or labels.ndim != 1
@@ -91,7 +95,22 @@ def read_faces(data: Path, truth: str | None = None, classes: str | None = None)
             f"{data}: {truth} must hold one integer per image, -1 or a position in {classes} ({len(names)} names)"
         )
     kept = np.flatnonzero(labels >= 0)
-    return LabelledFaces([images[i] for i in kept], [names[labels[i]] for i in kept], len(labels) - len(kept))
+    return LabelledFaces([images[i] for i in kept], [str(names[labels[i]]) for i in kept], len(labels) - len(kept))
+
+
+def _members(data: Path, *names: str) -> list[NDArray[Any]]:
+    """Members of an npz, without pickle. Raises UsageError."""
+    try:
+        with zipfile.ZipFile(data) as archive:
+            held = [entry.removesuffix(".npy") for entry in archive.namelist()]
+        missing = [name for name in names if name not in held]
+        if missing:
+            raise UsageError(f"{data} has no member {missing[0]!r}; it has {', '.join(held)}")
+        with np.load(data, allow_pickle=False) as z:
+            return [z[name] for name in names]
+    except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{data} is not a readable npz file: {reason}") from error
 
 
 def label_of(name: str, labels: Sequence[str]) -> str | None:
@@ -128,7 +147,8 @@ def evaluate(
             unreadable.append({"image": str(image) if isinstance(image, (str, Path)) else f"image {i}", "error": str(error)})
         on_face((i + 1) / len(faces.images))
     if not truth:
-        raise UsageError("no face could be evaluated")
+        why = f"; the first reason: {unreadable[0]['error']}" if unreadable else ": none has a label of this set"
+        raise UsageError(f"no face could be evaluated{why}")
     skipped = {name: sum(c == name for c in faces.classes) for name in unknown}
     return _counted(clf, np.array(truth), np.array(predicted), faces.left_out, skipped, unreadable)
 

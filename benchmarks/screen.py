@@ -22,14 +22,15 @@ def fraction(screen: TextIO, text: str) -> Iterator[Callable[[float], None]]:
 
 def evaluation_text(result: Evaluation) -> str:
     """What ``evaluate`` prints for people."""
-    width = max(map(len, result.labels))
+    corner = "truth (rows)"
+    width = max(map(len, (corner, *result.labels)))
     ran = f"{result.runtime} {result.precision} on {result.device}"
     skipped = sum(result.skipped_classes.values())
     lines = [
         f"{result.n} faces: WAR {result.war:.2%}, UAR {result.uar:.2%} ({ran}, labels {result.label_set})",
         f"left out: {result.left_out} without a label, {skipped} of unknown classes, {len(result.unreadable)} unreadable",
         "",
-        f"{'truth (rows)':<{width}}  recall  " + " ".join(f"{label[:6]:>6}" for label in result.labels),
+        f"{corner:<{width}}  recall  " + " ".join(f"{label[:6]:>6}" for label in result.labels),
     ]
     for label, row in zip(result.labels, result.confusion, strict=True):
         recall = result.per_class_recall[label]

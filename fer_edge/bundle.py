@@ -6,9 +6,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError, IntegrityError, LabelError, UsageError
-from .labels import LabelSet
+from .labels import LabelSet, is_one_line
 from .manifest import MANIFEST, Artefact, FileRef, LabelSetRef, Manifest, PathRef, read_manifest, to_bytes
 
 _MAX_NPZ_BYTES = 1 << 28
@@ -52,6 +52,8 @@ def checked_path(bundle: Bundle, path: str, sha256: str, size: int | None = None
     file = _inside(bundle.folder, path)
     digest = hashlib.sha256()
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would wait for ever
+            raise BundleError(f"{file} is not a file")
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
@@ -87,7 +89,8 @@ def label_set(bundle: Bundle, name: str) -> LabelSet:
         and z["constants"].shape == (count, bundle.manifest.feature_dim)
         and bool(np.isfinite(z["constants"]).all())
         and all(
-            z[k].shape == () and z[k].dtype.kind == "f" and np.isfinite(z[k]) and z[k] > 0
+            # Scores are float32: numbers far from 1 would overflow to NaN there.
+            z[k].shape == () and z[k].dtype.kind == "f" and 1e-6 <= z[k] <= 1e6
             for k in ("logit_scale", "temperature")
         )
         and z["prompts"].ndim == 1
@@ -127,9 +130,10 @@ def text_projection(bundle: Bundle) -> NDArray[np.float32]:
     try:
         with file.open("rb") as stream:
             matrix = _read_array(stream, file.stat().st_size)
-    except (ValueError, OSError, EOFError, MemoryError, OverflowError) as error:
+    except Exception as error:  # numpy's header parser lets TokenError, IndexError and more through
         raise BundleError(f"{file} is not a readable array") from error
-    if matrix.dtype != np.float32 or matrix.ndim != 2 or matrix.shape[0] != bundle.manifest.feature_dim:
+    fits = matrix.dtype == np.float32 and matrix.ndim == 2 and matrix.shape[0] == bundle.manifest.feature_dim
+    if not fits or not np.isfinite(matrix).all():
         raise BundleError(f"{file} does not hold the text projection that the manifest promises")
     return matrix
 
@@ -145,23 +149,17 @@ def read_npz(path: Path, members: set[str]) -> dict[str, NDArray[Any]]:
                 raise BundleError(f"{path} does not hold the arrays {', '.join(sorted(members))}")
             if sum(info.file_size for info in archive.infolist()) > _MAX_NPZ_BYTES:
                 raise BundleError(f"{path} unpacks to more than {_MAX_NPZ_BYTES:,} bytes")
+            if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in archive.infolist()):
+                # zipfile unpacks bz2 and lzma without a bound, whatever size the archive declares.
+                raise BundleError(f"{path} is packed in a way that numpy never writes")
             arrays = {}
             for info in archive.infolist():
                 with archive.open(info) as stream:
                     arrays[info.filename.removesuffix(".npy")] = _read_array(stream, info.file_size)
             return arrays
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        OSError,
-        ValueError,
-        EOFError,
-        MemoryError,
-        OverflowError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-    ) as error:
+    except BundleError:
+        raise
+    except Exception as error:  # as in text_projection, and what zipfile raises
         raise BundleError(f"{path} is not a readable npz file") from error
 
 
@@ -179,6 +177,8 @@ def _read_array(stream: Any, size: int) -> NDArray[Any]:
         raise ValueError("not a plain array of this size")
     data = stream.read(count * dtype.itemsize)
     array: NDArray[Any] = np.frombuffer(data, dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
+    if dtype.kind == "U":
+        array.tolist()  # raises ValueError for a number that is no character
     return array
 
 
@@ -188,7 +188,8 @@ def _inside(folder: Path, path: str) -> Path:
     bad = (
         not path
         or pure.is_absolute()
-        or any(c in path for c in "\\:\0")
+        or any(c in path for c in "\\:")
+        or not path.isprintable()
         or any(part in ("..", ".") for part in path.split("/"))
     )
     if bad:
@@ -221,6 +222,9 @@ def staged(target: Path, force: bool = False) -> Iterator[Path]:
     """
     if target.exists() and not force:
         raise UsageError(f"{target} exists already; remove it, name another folder, or pass --force")
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file, and a bundle is a folder; name another")
+    target = target.resolve()  # a link stays, and what it points to is replaced
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent} is not a folder; create it first")
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
@@ -251,6 +255,12 @@ def write_label_set(folder: Path, labels: LabelSet) -> LabelSetRef:
         or labels.name.startswith(".")
     ):
         raise LabelError(f"{labels.name!r} cannot name a label set: use letters, digits, '-', '_' and '.'")
+    count = len(labels.labels)
+    if not count or len(set(labels.labels)) != count or not all(map(is_one_line, labels.labels)):
+        raise LabelError(f"label set {labels.name!r} needs labels that differ and hold no line breaks or control characters")
+    fits = labels.constants.ndim == 2 and len(labels.constants) == len(labels.prompts) == count
+    if not fits or not np.isfinite(labels.constants).all():
+        raise LabelError(f"label set {labels.name!r} needs one finite vector and one group of prompts for each label")
     path = f"labels/{labels.name}.npz"
     (folder / "labels").mkdir(exist_ok=True)
     flat = [(prompt, k) for k, group in enumerate(labels.prompts) for prompt in group]
@@ -260,7 +270,7 @@ def write_label_set(folder: Path, labels: LabelSet) -> LabelSetRef:
         constants=labels.constants.astype(np.float32),
         logit_scale=np.array(labels.logit_scale, dtype=np.float64),
         temperature=np.array(labels.temperature, dtype=np.float64),
-        prompts=np.array([p for p, _ in flat]),
+        prompts=np.array([p for p, _ in flat], dtype=np.str_),
         prompt_index=np.array([k for _, k in flat], dtype=np.int64),
     )
     return LabelSetRef(labels.name, path, file_ref(folder, path).sha256, labels.labels)
@@ -270,6 +280,11 @@ def add_label_set(bundle: Bundle, labels: LabelSet) -> Bundle:
     """Add a label set to a bundle on disk: its file first, then the manifest. Raises LabelError when the name is taken."""
     if labels.name in [ref.name for ref in bundle.manifest.label_sets]:
         raise LabelError(f"{bundle.folder} already has a label set {labels.name!r}; choose another name")
+    if labels.constants.shape[1:] != (bundle.manifest.feature_dim,):
+        raise LabelError(
+            f"label set {labels.name!r} has vectors of shape {labels.constants.shape[1:]}; the features of {bundle.folder} "
+            f"have {bundle.manifest.feature_dim} numbers: compile it for this bundle"
+        )
     try:
         ref = write_label_set(bundle.folder, labels)
         manifest = replace(bundle.manifest, label_sets=(*bundle.manifest.label_sets, ref))

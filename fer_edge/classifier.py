@@ -73,6 +73,7 @@ class Classifier:
 
     def predict_batch(self, images: Iterable[ImageLike]) -> list[Prediction]:
         """Classify several face crops, one after the other (artefacts have a static batch of 1)."""
+        self._alive()
         return [self._prediction(self._feature(image)) for image in _several(images)]
 
     def predict_clip(self, frames: Iterable[ImageLike]) -> Prediction:
@@ -83,6 +84,7 @@ class Classifier:
 
     def features(self, images: Iterable[ImageLike]) -> NDArray[np.float32]:
         """Features (N, D) float32, before normalisation. Raises ImageError when there is no image."""
+        self._alive()
         rows = [self._feature(image) for image in _several(images)]
         if not rows:
             raise ImageError("there is no image to look at")
@@ -98,6 +100,7 @@ class Classifier:
                 session.close()
 
     def __enter__(self) -> Classifier:
+        self._alive()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -108,15 +111,19 @@ class Classifier:
         ran = f"{self.runtime} {self.precision} on {self.device}"
         return f"<Classifier {self.bundle.manifest.name}: {ran}, labels {self.label_set}{state}>"
 
-    def _feature(self, image: ImageLike, box: Box | None = None, margin: float = 0.0) -> NDArray[np.float32]:
+    def _alive(self) -> rt.Session:
         if self._pid != os.getpid():
             raise UsageError("this classifier was opened before a fork; call fer_edge.load in the child")
+        if self._session is None:
+            raise UsageError("this classifier is closed; call fer_edge.load again")
+        return self._session
+
+    def _feature(self, image: ImageLike, box: Box | None = None, margin: float = 0.0) -> NDArray[np.float32]:
+        self._alive()  # before the image: a closed classifier says so, whatever it is given
         spec = self.bundle.manifest.input
         crop = to_input(image, spec.size, spec.color, box, margin)
         with self._lock:
-            if self._session is None:
-                raise UsageError("this classifier is closed")
-            feature, _ = self._session.run(crop[None])
+            feature, _ = self._alive().run(crop[None])
         if not np.isfinite(feature).all():
             raise EngineError(f"{self.engine} answered with NaN or Inf on {self.device}; run: fer-edge verify")
         return feature
@@ -169,11 +176,16 @@ def choose_artefact(bundle: Bundle, runtime: str | None, precision: str | None) 
         for p in [precision] if precision else rt.PRECISIONS:
             if (name, p) in table:
                 return name, table[(name, p)]  # type: ignore[index]
-    has = ", ".join(f"{r} {p}" for r, p in table) or "no artefact"
     if runtime is None and not candidates:
         raise MissingExtraError("an inference engine (openvino, litert or onnxruntime)", rt.preferred_order()[0])
-    wanted = " ".join(filter(None, (runtime or f"an installed engine ({', '.join(candidates)})", precision)))
-    raise BundleError(f"{bundle.folder} has no artefact for {wanted}; it has {has}")
+    wanted = f"{precision} artefact" if precision else "artefact"
+    engines = runtime or f"the engines installed here ({', '.join(candidates)})"
+    raise BundleError(f"{bundle.folder} has no {wanted} for {engines}; it has {artefact_names(bundle)}")
+
+
+def artefact_names(bundle: Bundle) -> str:
+    """The bundle's artefacts in words, for messages."""
+    return ", ".join(f"{a.runtime} {a.precision}" for a in bundle.manifest.artefacts) or "none at all"
 
 
 def open_session(
@@ -197,7 +209,10 @@ def open_session(
 
 
 def _several(images: Iterable[ImageLike]) -> Iterable[ImageLike]:
-    if isinstance(images, (str, os.PathLike, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim < 3):
+    one = isinstance(images, (str, os.PathLike, Image.Image))
+    if isinstance(images, np.ndarray):  # (H, W, 3) is one photo: taken as a stack, its rows would pass as gray images
+        one = images.ndim < 3 or (images.ndim == 3 and images.shape[2] in (1, 3, 4))
+    if one:
         raise UsageError(
             "expected several images (a list or an array of them), got one; for a video file: fer_edge.sample_frames(path)"
         )

@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,7 +49,7 @@ class Rooms(click.Group):
         rows = []
         for name in self.list_commands(ctx):
             local = super().get_command(ctx, name)
-            rows.append((name, self.rooms[name][1] if local is None else local.get_short_help_str(70)))
+            rows.append((name, self.rooms[name][1] if local is None else local.get_short_help_str(120)))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -58,28 +59,34 @@ def common(command: F) -> F:
     command = click.option("--debug", is_flag=True, expose_value=False, help="On an error, show the whole traceback.")(
         command
     )
-    return click.option("--json", "as_json", is_flag=True, help="Machine-readable on stdout, nothing else there.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="JSON on stdout, and nothing else there.")(command)
 
 
-def engine_options(command: F) -> F:
-    """--runtime, --device, --precision, --threads and --execution-precision."""
+def engine_options(command: F, runtime: str = "the first one installed", precision: str = "int8 where there is one") -> F:
+    """--runtime, --device, --precision, --threads and --execution-precision. ``runtime`` and ``precision``: what the
+    command takes when none is named."""
     options = (
-        click.option("--runtime", help="openvino, litert, onnxruntime or null. Default: the first one installed."),
-        click.option("--device", help="The engine's name for it; 'fer-edge doctor' lists them. Default: its CPU."),
+        click.option("--runtime", help=f"openvino, litert, onnxruntime or null. Default: {runtime}."),
         click.option(
-            "--precision",
-            type=click.Choice(["int8", "fp16", "fp32"]),
-            help="Of the artefact. Default: int8 where there is one.",
+            "--device", help="Where to run, by the engine's own name; 'fer-edge doctor' lists them. Default: its CPU."
         ),
-        click.option("--threads", type=click.IntRange(min=1), help="Default: all processors, at most 4."),
-        click.option("--execution-precision", help="Ask the engine for bf16 or fp16 arithmetic; never chosen by itself."),
+        click.option(
+            "--precision", type=click.Choice(["int8", "fp16", "fp32"]), help=f"Which artefact. Default: {precision}."
+        ),
+        click.option("--threads", type=click.IntRange(min=1), help="For the engine. Default: all processors, at most 4."),
+        click.option(
+            "--execution-precision",
+            help="Arithmetic to ask the engine for: bf16 or fp16 (openvino can). Default: the artefact's own.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
     return command
 
 
-labels_option = click.option("--labels", help="A label set of the bundle. Default: the bundle's own.")
+labels_option = click.option(
+    "--labels", help="A label set of the bundle; 'fer-edge labels list' shows them. Default: its own."
+)
 bundle_option = click.option(
     "-b", "--bundle", type=click.Path(path_type=Path), help="A bundle folder. Default: the embedded one."
 )
@@ -99,8 +106,9 @@ def cli() -> None:
 
 
 def emit(value: object) -> None:
-    """One JSON value on one line of stdout. Raises ValueError for NaN: our JSON has none."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """One JSON value on one line of stdout, in ASCII: file names need not be UTF-8, JSON must be. Raises ValueError for
+    NaN: our JSON has none."""
+    click.echo(json.dumps(value, allow_nan=False))
 
 
 def say(text: str = "") -> None:
@@ -145,14 +153,16 @@ class Box(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @bundle_option
 @click.option(
-    "--box", type=Box(), help="The face in the photo, in pixels. Without it the whole picture is taken to be one face."
+    "--box",
+    type=Box(),
+    help="The face in the photo: left, top, width, height in pixels. Default: the whole picture is one face.",
 )
 @click.option(
     "--margin",
     type=click.FloatRange(min=0),
     default=0.0,
     show_default=True,
-    help="Widen the box on every side by this share of it.",
+    help="Widen the box on every side by this share of its size, as 0.1 for 10%.",
 )
 @labels_option
 @engine_options
@@ -169,13 +179,17 @@ def predict(images: tuple[str, ...], box: Any, margin: float, bundle: Path | Non
                 result = clf.predict(image, box=box, margin=margin)
             except ImageError as error:
                 failed += 1
-                emit({"image": image, "error": str(error)}) if as_json else say(f"Error: {error}")
+                if click.get_current_context().obj:
+                    traceback.print_exc()
+                text = str(error) if image in str(error) else f"{image}: {error}"
+                emit({"image": image, "error": str(error)}) if as_json else say(f"Error: {text}")
                 continue
             if as_json:
                 emit({"image": image, "label": result.label, "scores": result.scores, **ran})
             else:
                 ranked = sorted(result.scores.items(), key=lambda item: -item[1])
-                click.echo(f"{image}: " + ", ".join(f"{name} {score:.1%}" for name, score in ranked[:3]))
+                shown = ", ".join(f"{name} {score:.1%}" for name, score in ranked[:3])
+                click.echo(f"{click.format_filename(image)}: {shown}")
         if not as_json:
             computed = f"{clf.precision} artefact computed in {clf.execution_precision}"
             say(f"({clf.engine}, {computed} on {clf.device}, labels {clf.label_set})")
@@ -217,7 +231,7 @@ def doctor(as_json: bool) -> None:
 
 @cli.command()
 @bundle_argument
-@engine_options
+@partial(engine_options, runtime="every one installed", precision="all of them")
 @common
 def verify(bundle: Path | None, runtime: str | None, as_json: bool, **options: Any) -> None:
     """Check a bundle on this box: every file's hash, and every artefact's answers on the golden set."""
@@ -282,21 +296,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if arguments is None else arguments)
     warnings.simplefilter("ignore")  # the process is ours: engines and Pillow warn about their own affairs
     try:
-        sys.exit(cli.main(args, prog_name="fer-edge", standalone_mode=False) or 0)
+        # obj: whether tracebacks are wanted, for commands that go on after an error
+        sys.exit(cli.main(args, prog_name="fer-edge", standalone_mode=False, obj="--debug" in args) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.format_message())
         sys.exit(2)
     except click.ClickException as error:
         path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "fer-edge"
-        fail(f"{error.format_message()} (see: {path} --help)", args)
+        fail(f"{error.format_message().rstrip('.')} (see: {path} --help)", args)
     except (FerEdgeError, MissingExtraError, UsageError) as error:
         fail(str(error), args)
     except click.Abort:
         say("Interrupted.")
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
     except Exception as error:  # a bug of ours: still one line, and the way to the traceback
         text = " ".join(str(error).split())[:300]
         fail(f"unexpected {type(error).__name__}: {text} (run again with --debug, and report it)", args)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import runtime as rt
-from .errors import FerEdgeError
+from .errors import FerEdgeError, MissingExtraError
 
 _X86 = {
     "avx2": "AVX2",
@@ -20,9 +20,9 @@ _X86 = {
     "avx512_bf16": "AVX-512 BF16",
     "amx_int8": "AMX int8",
 }
-_ARM = {"asimd": "NEON", "asimddp": "dotprod", "i8mm": "i8mm", "fphp": "fp16", "bf16": "BF16", "sve": "SVE"}
+_ARM = {"neon": "NEON", "asimd": "NEON", "asimddp": "dotprod", "i8mm": "i8mm", "fphp": "fp16", "bf16": "BF16", "sve": "SVE"}
 """Flags of /proc/cpuinfo -> the name engineers use (Linux arch/x86/include/asm/cpufeatures.h,
-Documentation/arch/arm64/elf_hwcaps.rst)."""
+Documentation/arch/arm64/elf_hwcaps.rst; 32-bit ARM calls asimd neon)."""
 
 _EXTRA_PACKAGES = {
     "convert": ("torch", "transformers", "nncf", "litert_torch", "onnxscript"),
@@ -103,12 +103,17 @@ def _note(features: tuple[str, ...]) -> str:
         return "int8 products run at full speed"
     if "AVX2" in features:
         return "no VNNI: int8 gains little and u8s8 products may saturate; run fer-edge verify"
-    return "no int8 dot-product instructions were found: int8 may be slower than fp32"
+    if not features:
+        return "nothing is known of its int8 instructions: int8 may be slower than fp32, measure both"
+    return "no int8 dot-product instructions: int8 may be slower than fp32, measure both"
 
 
 def _engine(name: str) -> Engine:
     try:
         adapter = rt.load_runtime(name)
         return Engine(name, True, adapter.engine(), adapter.devices(), "")
-    except FerEdgeError as error:
+    except MissingExtraError as error:
         return Engine(name, False, "", (), str(error))
+    except Exception as error:  # whatever a sick engine raises: a doctor that dies of it helps nobody
+        problem = str(error) if isinstance(error, FerEdgeError) else f"{name} is installed but fails: {rt.one_line(error)}"
+        return Engine(name, False, "", (), f"{problem}; try: pip install --force-reinstall 'fer-edge[{name}]'")

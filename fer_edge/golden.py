@@ -57,7 +57,10 @@ class Parity:
         if not self.repeatable:
             short.append("two runs gave different outputs")
         for name, bar in sorted(bars.items()):
-            value = getattr(self, name)
+            value = getattr(self, name, None)
+            if value is None:
+                short.append(f"nothing here measures the bar {name!r}; upgrade fer-edge")
+                continue
             upper = name == "score_difference"
             if not (value <= bar if upper else value >= bar):
                 short.append(f"{name.replace('_', ' ')} {value:.4g} is {'above' if upper else 'below'} {bar:g}")

@@ -6,7 +6,9 @@ itself."""
 
 from __future__ import annotations
 
+import math
 import os
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageSequence, UnidentifiedImageError
 
 from .errors import ImageError
 
@@ -45,6 +47,21 @@ _UNREADABLE_MORE = (
     MemoryError,
     RuntimeError,
 )
+
+_REFUSED = {"EPS", "ICNS", "ICO", "IPTC", "MIC", "WMF"}
+"""Formats that are no photographs, and that start another program (EPS: Ghostscript) or decode a picture inside before
+its size can be checked."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the picture upright."""
 
 
 def to_input(
@@ -85,19 +102,25 @@ def to_input(
 def crop(picture: Image.Image, box: Box, margin: float = 0.0) -> Image.Image:
     """The part of a picture in ``box`` = (x, y, width, height), widened by ``margin``; see :func:`to_input`."""
     try:
+        if isinstance(box, (str, bytes)):
+            raise TypeError("a text is not four numbers")
         x, y, w, h = (float(v) for v in box)
-    except (TypeError, ValueError) as error:
-        raise ImageError(f"a box is four numbers x, y, width, height; got {box!r}") from error
-    if not all(map(np.isfinite, (x, y, w, h, margin))) or margin < 0:
-        raise ImageError(f"a box is four finite numbers and its margin is not negative; got {box!r}, margin {margin!r}")
+        margin = float(margin)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ImageError(f"a box is four numbers x, y, width, height; got {_short(box)}, margin {margin!r}") from error
+    if not all(map(math.isfinite, (x, y, w, h, x + w, y + h, margin))) or margin < 0:
+        raise ImageError(
+            f"a box is four finite numbers and its margin is not negative; got {_short(box)}, margin {margin!r}"
+        )
     left, top, right, bottom = round(x), round(y), round(x + w), round(y + h)
     if right <= left or bottom <= top:
-        raise ImageError(f"the box {_short(box)} has no area")
+        raise ImageError(f"the box {x:g},{y:g},{w:g},{h:g} has no area")
     if left < 0 or top < 0 or right > picture.width or bottom > picture.height:
         raise ImageError(
-            f"the box {_short(box)} leaves the picture, which is {picture.width} x {picture.height} pixels; clip it first"
+            f"the box {x:g},{y:g},{w:g},{h:g} leaves the picture, "
+            f"which is {picture.width} x {picture.height} pixels; clip it first"
         )
-    dx, dy = round(w * margin), round(h * margin)
+    dx, dy = round(min(w * margin, picture.width)), round(min(h * margin, picture.height))
     return picture.crop(
         (max(0, left - dx), max(0, top - dy), min(picture.width, right + dx), min(picture.height, bottom + dy))
     )
@@ -112,11 +135,12 @@ def _open(image: ImageLike) -> tuple[Image.Image, str]:
         raise ImageError(f"an image is a path, a PIL image or a uint8 array; got {type(image).__name__}")
     path = Path(image)
     try:
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path} is empty")
-        if not path.is_file():
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
             raise ImageError(f"{path} is not a file")
-        return _limited(Image.open(path), str(path)), str(path)
+        if info.st_size == 0:
+            raise ImageError(f"{path} is empty")
+        return _limited(_decoder(path), str(path)), str(path)
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist") from error
     except PermissionError as error:
@@ -127,6 +151,15 @@ def _open(image: ImageLike) -> tuple[Image.Image, str]:
         raise ImageError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller first") from error
     except (*_UNREADABLE, *_UNREADABLE_MORE) as error:
         raise ImageError(f"{path} cannot be opened: {_reason(error)}") from error
+
+
+def _decoder(path: Path) -> Image.Image:
+    """``Image.open`` without the formats in _REFUSED; the pixels are not decoded yet."""
+    try:
+        return Image.open(path, formats=("JPEG", "PNG", "BMP", "GIF", "PPM"))
+    except UnidentifiedImageError:
+        Image.init()  # imports Pillow's other formats, which takes a while: only when they are needed
+        return Image.open(path, formats=[name for name in Image.ID if name not in _REFUSED])
 
 
 def _limited(picture: Image.Image, name: str) -> Image.Image:
@@ -156,7 +189,13 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
 def _eight_bit(picture: Image.Image) -> Image.Image:
     """Upright, 8 bits a channel, opaque: mode L, RGB or CMYK."""
     picture.load()
-    picture = ImageOps.exif_transpose(picture)
+    # Not ImageOps.exif_transpose: it writes the EXIF block anew, and fails where some other tag in it is broken.
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        turn = None
+    if turn is not None:
+        picture = picture.transpose(turn)
     mode = picture.mode
     if mode.startswith("I"):
         values = np.asarray(picture).astype(np.int64)
@@ -177,8 +216,8 @@ def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _short(box: Box) -> str:
-    return ",".join(f"{v:g}" for v in box)
+def _short(box: object) -> str:
+    return " ".join(repr(box).split())[:80]
 
 
 def segment_middles(frames: int, segments: int) -> list[int]:
@@ -200,18 +239,23 @@ def sample_frames(video: str | os.PathLike[str] | Sequence[ImageLike], count: in
     if count < 1:
         raise ImageError(f"the number of frames must be at least 1; got {count}")
     if not isinstance(video, (str, os.PathLike)):
+        if not isinstance(video, (Sequence, np.ndarray)):
+            raise ImageError(f"a video is a path, or a list or array of frames; got {type(video).__name__}")
         return _pick(video, count, "the video")
     path = Path(video)
-    if path.is_dir():
-        return _pick(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), count, str(path))
-    if not path.is_file():
-        raise ImageError(f"{path} does not exist")
     try:
-        with Image.open(path) as animation:
+        if path.is_dir():
+            return _pick(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), count, str(path))
+        if not path.is_file():
+            raise ImageError(f"{path} does not exist")
+        with _decoder(path) as animation:
             _limited(animation, str(path))
-            total = getattr(animation, "n_frames", 1)
-            wanted = segment_middles(total, count)
-            kept = {i: frame.convert("RGB") for i, frame in enumerate(ImageSequence.Iterator(animation)) if i in set(wanted)}
+            wanted = segment_middles(getattr(animation, "n_frames", 1), count)
+            kept: dict[int, Image.Image] = {}
+            for i, frame in enumerate(ImageSequence.Iterator(animation)):
+                if i in wanted:
+                    _limited(frame, str(path))  # a frame may be larger than the first one
+                    kept[i] = _eight_bit(frame.copy())
             return [kept[i] for i in wanted]
     except UnidentifiedImageError:
         return _decode_video(path, count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +88,10 @@ class LabelSet:
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """logit_k = s <f/|f|, c_k> of unnormalised features (..., D): (..., K) float32."""
-        norm = np.sqrt((features * features).sum(-1, keepdims=True))
-        result: NDArray[np.float32] = (
-            (features / np.maximum(norm, np.float32(1e-30))) @ self.constants.T * np.float32(self.logit_scale)
-        )
+        wide = features.astype(np.float64)  # the squares of large or small float32 numbers leave float32
+        norm = np.sqrt((wide * wide).sum(-1, keepdims=True))
+        unit = (wide / np.maximum(norm, 1e-300)).astype(np.float32)
+        result: NDArray[np.float32] = unit @ self.constants.T * np.float32(self.logit_scale)
         return result
 
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -121,7 +122,7 @@ def read_prompt_file(path: Path) -> dict[str, tuple[str, ...]]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        table = json.loads(text) if path.suffix.lower() == ".json" else _toml(text)
+        table = json.loads(text, object_pairs_hook=_no_repeats) if path.suffix.lower() == ".json" else _toml(text)
     except (OSError, ValueError, RecursionError) as error:
         raise LabelError(f"{path} is not a readable TOML or JSON file ({(str(error).splitlines() or [''])[0]})") from error
     if not isinstance(table, dict) or not table:
@@ -129,12 +130,27 @@ def read_prompt_file(path: Path) -> dict[str, tuple[str, ...]]:
     prompts: dict[str, tuple[str, ...]] = {}
     for label, value in table.items():
         sentences = [value] if isinstance(value, str) else value
+        if not label.strip() or not is_one_line(label):
+            raise LabelError(f"{path}: label {label!r} is empty, or holds a line break or control character")
         if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
             raise LabelError(f'{path}: "{label}" must be a prompt or a list of prompts (non-empty strings)')
-        if not label.strip():
-            raise LabelError(f"{path}: a label is empty")
+        if not all(is_one_line(s.replace("\n", " ").replace("\t", " ")) for s in sentences):
+            raise LabelError(f'{path}: a prompt of "{label}" holds a control character')
         prompts[label] = tuple(sentences)
     return prompts
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a text holds no line break, control character or lone surrogate: fit to be shown and stored."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+
+
+def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; TOML refuses a key that comes twice, and so do we."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a label comes twice")
+    return table
 
 
 def _toml(text: str) -> object:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import BundleError, IntegrityError
+from .labels import is_one_line
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -152,7 +155,10 @@ def read_manifest(folder: Path) -> Manifest:
     one."""
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):  # reading a pipe would wait for ever
+            raise BundleError(f"{path} is not a file")
+        if info.st_size > _MAX_BYTES:
             raise BundleError(f"{path} is larger than any manifest ({_MAX_BYTES:,} bytes)")
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -183,6 +189,7 @@ def _consistent(manifest: Manifest, path: Path) -> None:
     names = [ref.name for ref in manifest.label_sets]
     keys = [(a.runtime, a.precision) for a in manifest.artefacts]
     spec = manifest.input
+    shown = (manifest.name, manifest.version, *names, *(a.runtime for a in manifest.artefacts))
     problems = (
         (len(set(names)) != len(names), "two label sets have one name"),
         (manifest.default_labels not in names, f"its default label set {manifest.default_labels!r} is not in it"),
@@ -200,6 +207,10 @@ def _consistent(manifest: Manifest, path: Path) -> None:
         (
             any(len(set(ref.labels)) != len(ref.labels) or not ref.labels for ref in manifest.label_sets),
             "a label set repeats a label or is empty",
+        ),
+        (
+            not all(map(is_one_line, (*shown, *(label for ref in manifest.label_sets for label in ref.labels)))),
+            "a name or label holds a line break or control character",
         ),
     )
     for wrong, text in problems:
@@ -245,10 +256,10 @@ def _field(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_field(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is not None and issubclass_mapping(origin) and isinstance(value, dict):
-        return {k: _field(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {k: _field(args[1], v, f"{where}[{k!r}]") for k, v in value.items()}
     if origin is Literal and value in args:
         return value
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value

@@ -83,8 +83,8 @@ def describe(bundle: Bundle) -> str:
             [
                 f"{a.runtime} {a.precision}{drift}",
                 size,
-                f"{a.parity['centred_cosine']:.4f}",
-                f"{a.parity['top1_agreement']:.3f}",
+                f"{a.parity['centred_cosine']:.4f}" if "centred_cosine" in a.parity else "-",
+                f"{a.parity['top1_agreement']:.3f}" if "top1_agreement" in a.parity else "-",
                 a.calibration or "-",
             ]
         )
@@ -99,7 +99,7 @@ def diagnosis_text(found: Diagnosis) -> str:
         ["features", f"{', '.join(found.features) or 'none that matter'}: {found.note}"],
     ]
     rows = [["runtime", "engine", "devices"]]
-    rows += [[e.runtime, e.engine or "missing", ", ".join(e.devices) or e.cure] for e in found.engines]
+    rows += [[e.runtime, e.engine or "not ready", ", ".join(e.devices) or e.cure] for e in found.engines]
     extras = [
         f"The extra '{name}' is not complete; to install it: {command}" for name, command in found.missing_extras.items()
     ]
@@ -133,14 +133,25 @@ def verdict_text(report: Report) -> str:
                 ]
             )
         lines.append(table(rows))
-        lines += [f"{row.runtime} {row.precision}: {row.problem}" for row in report.rows if row.problem]
-    checked = sum(row.status != "no engine" for row in report.rows)
+        lines += [
+            f"{row.runtime} {row.precision}: {row.problem}" for row in report.rows if row.problem not in ("", *report.files)
+        ]
+    return "\n".join([*lines, _verdict(report)])
+
+
+def _verdict(report: Report) -> str:
+    """The last line of ``verify``: what it means, and what to do."""
+    states = [row.status for row in report.rows]
     if report.ok:
-        lines.append(
-            f"Good: all files are intact, {checked} of {len(report.rows)} artefacts give the reference's answer on this box."
-        )
-    elif not report.files and not checked:
-        lines.append("Failed: nothing could be checked, because no engine for these artefacts is installed here.")
-    else:
-        lines.append("Failed: do not use the artefacts above that are not ok on this box.")
-    return "\n".join(lines)
+        counts = [f"{states.count('ok')} of {len(states)} artefacts give the reference's answer on this box"]
+        if "drift allowed" in states:
+            counts.append(f"{states.count('drift allowed')} miss it, as was allowed at conversion")
+        if "no engine" in states:
+            counts.append(f"{states.count('no engine')} not checked for want of an engine")
+        return f"Good: all files are intact, {', '.join(counts)}."
+    if report.files:
+        return "Failed: this is not the bundle that was written. Copy it to this box again, then verify again."
+    if all(state == "no engine" for state in states):
+        why = "no engine for these artefacts is installed here" if states else "the bundle holds no artefact"
+        return f"Failed: nothing could be checked, because {why}."
+    return "Failed: do not use the artefacts above that are neither ok nor drift allowed on this box."

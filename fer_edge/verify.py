@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from . import runtime as rt
 from .bundle import Bundle, Golden, all_files, checked_path, golden_set, label_set
-from .classifier import open_session
+from .classifier import artefact_names, open_session
 from .errors import BundleError, EngineError, MissingExtraError
-from .golden import Parity, measure
+from .golden import BARS, Parity, measure
 from .labels import LabelSet
 from .manifest import Artefact
 
@@ -62,8 +62,13 @@ def verify(
 ) -> Report:
     """Check every file of a bundle, then every artefact that this box has an engine for (or only those named).
 
-    ``on_row`` is told what is checked next. Raises BundleError only when the golden set or the default labels cannot be
-    used at all."""
+    ``on_row`` is told what is checked next. Raises BundleError only when the bundle has no artefact of those named."""
+    chosen = [
+        a for a in bundle.manifest.artefacts if (not runtimes or a.runtime in runtimes) and precision in (None, a.precision)
+    ]
+    if not chosen and (runtimes or precision):
+        wanted = " ".join(filter(None, (precision, "artefact", f"for {', '.join(runtimes)}" if runtimes else "")))
+        raise BundleError(f"{bundle.folder} has no {wanted}; it has {artefact_names(bundle)}")
     problems = []
     for path, sha256, size in all_files(bundle):
         on_row(path)
@@ -71,9 +76,6 @@ def verify(
             checked_path(bundle, path, sha256, size)
         except BundleError as error:
             problems.append(str(error))
-    chosen = [
-        a for a in bundle.manifest.artefacts if (not runtimes or a.runtime in runtimes) and precision in (None, a.precision)
-    ]
     try:
         golden, labels = golden_set(bundle), label_set(bundle, bundle.manifest.default_labels)
         for ref in bundle.manifest.label_sets:
@@ -111,7 +113,8 @@ def _row(
         return Row(runtime, precision, "refused", str(error), session.engine, session.device, session.execution_precision)
     finally:
         session.close()
-    misses = parity.misses(bundle.manifest.golden.thresholds.get(precision, {}))
+    # A manifest without bars for a precision is no free pass: then ours hold.
+    misses = parity.misses(bundle.manifest.golden.thresholds.get(precision) or BARS[precision])
     status: Status = "ok" if not misses else "drift allowed" if artefact.drift_allowed and not parity.misses({}) else "miss"
     return Row(
         runtime,

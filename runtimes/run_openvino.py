@@ -64,8 +64,8 @@ class _Session:
 def open(files: Sequence[Path], options: Options) -> _Session:
     """Compile an artefact. Raises EngineError for an unknown device or precision, or when OpenVINO refuses the file."""
     core = ov.Core()
-    device, wanted = options.device, options.execution_precision or "fp32"
-    base = device.split(":")[0].split(".")[0].upper()
+    device, wanted = options.device.upper(), options.execution_precision or "fp32"
+    base = device.split(":")[0].split(".")[0]
     known = devices()
     if base not in ("AUTO", "HETERO", "MULTI") and base not in {name.split(".")[0] for name in known}:
         raise EngineError(f"openvino has no device {device!r} here; there are {', '.join(known)}")

@@ -1,0 +1,552 @@
+"""The command line as its users meet it: texts, JSON, exit statuses, and one line for every error."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+import fer_edge
+from fer_edge import runtime as rt
+from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.cli import cli, main
+
+SCRIPT = Path(sys.executable).with_name("fer-edge")
+BOX = "168,56,112,112"
+ENGINES = tuple(name for name in rt.RUNTIMES if name != "null" and rt.installed(name))
+FILES = tuple(sorted(p.relative_to(DEFAULT_BUNDLE).as_posix() for p in DEFAULT_BUNDLE.rglob("*") if p.is_file()))
+PREDICTION_KEYS = ["image", "label", "scores", "runtime", "device", "precision"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> list[dict]:  # type: ignore[type-arg]
+        """Every line of stdout as JSON."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+def here(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
+    """Run a command in this process: fast, and everything that Python prints is seen."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert isinstance(stop.value.code, int)
+    return Outcome(stop.value.code, captured.out, captured.err)
+
+
+def shell(*arguments: object, env: dict[str, str] | None = None) -> Outcome:
+    """Run the installed command: what engines print from C++ is seen too."""
+    command = [str(SCRIPT), *(a if isinstance(a, bytes) else str(a) for a in arguments)]
+    done = subprocess.run(command, capture_output=True, timeout=120, env={**os.environ, **(env or {})})
+    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace"))
+
+
+def assert_one_line(outcome: Outcome, *words: str) -> None:
+    """Exit 2, nothing on stdout, one line on stderr that holds ``words`` and no traceback."""
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+    assert outcome.err.startswith("Error: ")
+    assert "Traceback" not in outcome.err
+    assert "Error: unexpected" not in outcome.err, outcome.err
+    for word in words:
+        assert word in outcome.err
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command of the tree, the lazy ones too."""
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
+            yield from commands(child, (*path, name))
+
+
+COMMANDS = tuple(commands(cli))
+LEAVES = tuple(c for c in COMMANDS if not isinstance(c[1], click.Group))
+IDS = [" ".join(path) or "fer-edge" for path, _ in COMMANDS]
+
+
+def squeezed(text: str) -> str:
+    """Without white space and line breaks, which click puts where the terminal ends."""
+    return re.sub(r"\s+", "", text)
+
+
+# Version and help
+
+
+def test_version() -> None:
+    done = shell("--version")
+    assert (done.code, done.out, done.err) == (0, f"fer-edge {fer_edge.__version__}\n", "")
+
+
+def test_the_promised_commands_are_there() -> None:
+    promised = {"doctor", "info", "predict", "verify", "convert", "labels list", "labels add", "evaluate"}
+    assert promised <= set(IDS)
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=IDS)
+def test_help_tells_every_option(path: tuple[str, ...], command: click.Command, capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, *path, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert here(capsys, *path, "-h") == done
+    text = squeezed(done.out)
+    assert command.help
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert all(name in text for name in option.opts)
+            assert squeezed(option.help or "") in text
+            assert option.help or path[:1] == ("student",), f"{option.opts} of {path} has no help"
+
+
+@pytest.mark.parametrize(("path", "command"), LEAVES, ids=[" ".join(path) for path, _ in LEAVES])
+def test_every_command_has_json_and_debug(path: tuple[str, ...], command: click.Command) -> None:
+    options = {name for option in command.params for name in option.opts}
+    assert {"--json", "--debug"} <= options, path
+
+
+def test_groups_list_their_commands_with_a_whole_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for path, command in COMMANDS:
+        if isinstance(command, click.Group):
+            text = here(capsys, *path, "--help").out
+            for name in command.list_commands(click.Context(command)):
+                assert re.search(rf"^  {name} +\S", text, re.MULTILINE), (path, name)
+    assert "..." not in here(capsys, "--help").out.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "--help"], ["convert", "--help"], ["labels", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom fer_edge.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "heavy = {'torch', 'transformers', 'openvino', 'nncf', 'ai_edge_litert', 'tflite_runtime', 'litert_torch',"
+        " 'onnxruntime', 'onnx', 'sklearn', 'scipy', 'pandas', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+# predict
+
+
+def test_predict_text(portrait: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "predict", portrait, "--box", BOX)
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert len(lines) == 1
+    assert re.fullmatch(rf"{re.escape(str(portrait))}: happiness \d+\.\d%, \w+ \d+\.\d%, \w+ \d+\.\d%", lines[0])
+    assert "ferplus8" in done.err, "what ran is told on stderr"
+
+
+def test_predict_json_has_the_contracts_keys_and_the_classifiers_numbers(
+    portrait: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = here(capsys, "predict", portrait, "--box", BOX, "--json")
+    assert (done.code, done.err) == (0, "")
+    (found,) = done.json
+    assert list(found) == PREDICTION_KEYS
+    assert sum(found["scores"].values()) == pytest.approx(1.0, abs=1e-5)
+    assert found["label"] == max(found["scores"], key=found["scores"].get)
+    with fer_edge.load() as clf:
+        expected = clf.predict(portrait, box=(168, 56, 112, 112))
+        assert list(found["scores"]) == list(clf.labels)
+        assert found["scores"] == expected.scores
+        assert (found["runtime"], found["device"], found["precision"]) == (clf.runtime, clf.device, clf.precision)
+        assert found["image"] == str(portrait)
+
+
+def test_margin_widens_the_box(portrait: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (plain,) = here(capsys, "predict", portrait, "--box", BOX, "--json").json
+    (wide,) = here(capsys, "predict", portrait, "--box", BOX, "--margin", "0.25", "--json").json
+    (same,) = here(capsys, "predict", portrait, "--box", "140,28,168,168", "--json").json
+    assert wide["scores"] == same["scores"] != plain["scores"]
+
+
+def test_labels_chooses_the_set(portrait: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = here(capsys, "predict", portrait, "--box", BOX, "--labels", "rafdb7", "--json").json
+    assert list(found["scores"]) == ["happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"]
+    assert sum(found["scores"].values()) == pytest.approx(1.0, abs=1e-5)
+    assert found["label"] == "happiness"
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "null"])
+def test_each_runtime_by_name_with_clean_stdout(engine: str, portrait: Path) -> None:
+    done = shell("predict", portrait, "--box", BOX, "--runtime", engine, "--threads", 1, "--json")
+    assert done.code == 0
+    (found,) = done.json
+    assert found["runtime"] == engine
+    assert list(found) == PREDICTION_KEYS
+    if engine != "null":
+        assert found["label"] == "happiness"
+        assert found["precision"] == "int8"
+
+
+def unreadable(folder: Path, portrait: Path) -> dict[str, str]:
+    """Files that are no image -> a word of the error each one gives."""
+    whole = portrait.read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_text("this is no picture")
+    (folder / "empty.png").touch()
+    (folder / "folder.png").mkdir()
+    words = {"cut.png": "decoded", "text.jpg": "not an image", "empty.png": "empty", "folder.png": "not a file"}
+    return {**words, "missing.png": "does not exist"}
+
+
+def test_one_unreadable_image_does_not_stop_the_others(
+    tmp_path: Path, portrait: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = unreadable(tmp_path, portrait)
+    images = [portrait, *(tmp_path / name for name in bad), portrait]
+    done = here(capsys, "predict", *images, "--json")
+    assert (done.code, done.err) == (2, "")
+    assert [row["image"] for row in done.json] == list(map(str, images))
+    for row, (name, word) in zip(done.json[1:-1], bad.items(), strict=True):
+        assert list(row) == ["image", "error"]
+        assert name in row["error"]
+        assert word in row["error"]
+        assert "\n" not in row["error"]
+    assert list(done.json[0]) == list(done.json[-1]) == PREDICTION_KEYS
+
+    told = here(capsys, "predict", *images)
+    assert told.code == 2
+    assert len(told.out.splitlines()) == 2
+    errors = [line for line in told.err.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == len(bad)
+    assert "Traceback" not in told.err
+
+
+def test_a_box_outside_names_the_image_and_the_size(portrait: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "predict", portrait, "--box", "500,500,100,100")
+    assert done.code == 2
+    assert str(portrait) in done.err
+    assert "512 x 512" in done.err
+    (row,) = here(capsys, "predict", portrait, "--box", "0,0,0,5", "--json").json
+    assert "no area" in row["error"]
+
+
+def test_json_survives_file_names_that_are_not_utf8(tmp_path: Path, portrait: Path) -> None:
+    names = [b"\xff.png", "gesicht-ü-脸.png".encode()]
+    try:
+        for name in names:
+            Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(portrait.read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    paths = [os.fsencode(tmp_path) + b"/" + name for name in names]
+    for environment in ({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C"}):
+        done = shell("predict", "--json", *paths, env=environment)
+        assert done.code == 0, done.err
+        assert [os.fsencode(row["image"]) for row in done.json] == paths
+        text = shell("predict", *paths, env=environment)
+        assert text.code == 0, text.err
+
+
+BAD_PREDICTIONS = [
+    (["--box", "1,2,3"], ["--box", "1,2,3", "x,y,width,height"]),
+    (["--box", "a,b,c,d"], ["--box", "x,y,width,height"]),
+    (["--margin", "-1"], ["--margin"]),
+    (["--threads", "0"], ["--threads"]),
+    (["--labels", "nope"], ["'nope'", "ferplus8", "rafdb7"]),
+    (["--runtime", "nope"], ["'nope'", *rt.RUNTIMES]),
+    (["--precision", "fp64"], ["--precision", "int8"]),
+    (["--precision", "fp32"], ["no fp32 artefact", "int8"]),
+    (["--execution-precision", "fp12"], ["fp12"]),
+    (["--bundle", "/nowhere"], ["/nowhere", "not a bundle"]),
+    (["--nope"], ["--nope", "fer-edge predict --help"]),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_PREDICTIONS, ids=lambda value: " ".join(value))
+def test_wrong_use_of_predict_is_one_line(
+    options: list[str], words: list[str], portrait: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_line(here(capsys, "predict", portrait, *options), *words)
+    assert_one_line(here(capsys, "predict", portrait, "--json", *options), *words)
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "null"])
+def test_an_unknown_device_is_one_line_that_names_the_engine(
+    engine: str, portrait: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_line(here(capsys, "predict", portrait, "--runtime", engine, "--device", "TPU9"), engine, "TPU9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nope"], ["nope", "fer-edge --help"]),
+        (["--nope"], ["--nope", "fer-edge --help"]),
+        (["predict"], ["IMAGE", "fer-edge predict --help"]),
+        (["evaluate"], ["DATA", "fer-edge evaluate --help"]),
+        (["labels", "nope"], ["nope", "fer-edge labels --help"]),
+        (["labels", "add"], ["fer-edge labels add --help"]),
+        (["info", "a", "b"], ["b", "fer-edge info --help"]),
+        (["doctor", "now"], ["now"]),
+        (["info", "--runtime", "openvino"], ["--runtime"]),
+        (["info", "/nowhere"], ["/nowhere", "manifest.json"]),
+        (["labels", "list", "/nowhere"], ["/nowhere", "manifest.json"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_wrong_use_is_one_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert_one_line(here(capsys, *arguments), *words)
+
+
+def test_wrong_use_in_a_real_process() -> None:
+    assert_one_line(shell("predict", "--nope", "x.png"), "--nope")
+    assert_one_line(shell("info", "/nowhere"), "/nowhere")
+
+
+def test_no_command_shows_the_help_and_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys)
+    assert (done.code, done.out) == (2, "")
+    assert "Commands:" in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["info", "/nowhere"], ["predict", "--nope"], ["predict", "/nowhere.png"], ["predict", "/nowhere.png", "--json"]],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("first", [True, False], ids=["debug first", "debug last"])
+def test_debug_shows_the_traceback(arguments: list[str], first: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Traceback" not in here(capsys, *arguments).err
+    done = here(capsys, *(["--debug", *arguments] if first else [*arguments, "--debug"]))
+    assert done.code == 2
+    assert "Traceback (most recent call last)" in done.err
+    assert "Traceback" not in done.out
+
+
+def test_a_bug_is_one_line_with_the_way_to_the_traceback(
+    tmp_path: Path, portrait: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter_with_a_bug.py").write_text(
+        "def open(files, options):\n    raise KeyError('one line\\nsecond line')\n\n\ndef devices():\n    return ('echo',)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(rt.RUNTIMES, "null", "adapter_with_a_bug")
+    done = here(capsys, "predict", portrait, "--runtime", "null")
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert "KeyError" in done.err
+    assert "--debug" in done.err
+    assert "Traceback" in here(capsys, "predict", portrait, "--runtime", "null", "--debug").err
+
+
+# info, labels, doctor
+
+
+def test_info_text(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "info", bundle)
+    assert (done.code, done.err) == (0, "")
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    size = f"{manifest['input']['color']} {manifest['input']['width']} x {manifest['input']['height']}"
+    for word in (str(bundle), manifest["licence"], size, "ferplus8 (default)", *(f"{e} int8" for e in ENGINES)):
+        assert word in done.out
+
+
+def test_info_json(capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "info", "--json")
+    assert (done.code, done.err) == (0, "")
+    (found,) = done.json
+    manifest = json.loads((DEFAULT_BUNDLE / "manifest.json").read_bytes())
+    for key in ("name", "version", "licence", "digest", "encoder", "projection", "feature_dim", "default_labels", "card"):
+        assert found[key] == manifest[key]
+    assert found["bundle"] == str(DEFAULT_BUNDLE)
+    assert found["label_sets"] == {s["name"]: s["labels"] for s in manifest["label_sets"]}
+    assert found["text_encoder"] == manifest["text_encoder"]
+    assert [(a["runtime"], a["precision"]) for a in found["artefacts"]] == [
+        (a["runtime"], a["precision"]) for a in manifest["artefacts"]
+    ]
+    for told, stored in zip(found["artefacts"], manifest["artefacts"], strict=True):
+        assert told["bytes"] == sum((DEFAULT_BUNDLE / f["path"]).stat().st_size for f in stored["files"])
+        assert told["parity"] == stored["parity"]
+
+
+def test_info_card(capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "info", "--card")
+    card = json.loads((DEFAULT_BUNDLE / "manifest.json").read_bytes())["card"]
+    assert (done.code, done.out, done.err) == (0, card + "\n", "")
+    assert here(capsys, "info", "--card", "--json").json[0]["card"] == card
+
+
+def test_labels_list(capsys: pytest.CaptureFixture[str]) -> None:
+    text = here(capsys, "labels", "list")
+    assert text.code == 0
+    assert re.search(r"^ferplus8 \(default\) +happiness, sadness, .*, contempt$", text.out, re.MULTILINE)
+    assert re.search(r"^rafdb7 +happiness, sadness, .*, fear$", text.out, re.MULTILINE)
+
+    done = here(capsys, "labels", "list", "--json")
+    assert (done.code, done.err) == (0, "")
+    (sets,) = done.json
+    assert [s["name"] for s in sets] == ["ferplus8", "rafdb7"]
+    assert [s["default"] for s in sets] == [True, False]
+    for one in sets:
+        assert list(one["prompts"]) == one["labels"]
+        assert all(prompts and all(map(str.strip, prompts)) for prompts in one["prompts"].values())
+
+
+def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "doctor", "--json")
+    assert (done.code, done.err) == (0, "")
+    (found,) = done.json
+    assert set(found) == {
+        "fer_edge", "python", "system", "cpu", "cores", "usable_cores", "features", "note", "engines", "missing_extras",
+    }  # fmt: skip
+    assert found["fer_edge"] == fer_edge.__version__
+    assert 1 <= found["usable_cores"] <= found["cores"]
+    assert [e["runtime"] for e in found["engines"]] == [name for name in rt.RUNTIMES if name != "null"]
+    for engine in found["engines"]:
+        assert set(engine) == {"runtime", "ready", "engine", "devices", "cure"}
+        if engine["runtime"] in ENGINES:
+            assert engine["ready"]
+            assert re.search(r"\d+\.\d+", engine["engine"])
+            assert engine["devices"][0] == "CPU"
+            assert engine["cure"] == ""
+
+
+def test_doctor_text_tells_engines_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "doctor")
+    assert done.code == 0
+    for engine in ENGINES:
+        assert re.search(rf"^{engine} +\S.* CPU", done.out, re.MULTILINE)
+
+
+# verify
+
+
+def test_verify_passes_the_embedded_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "verify")
+    assert done.code == 0, done.out
+    assert done.out.splitlines()[-1].startswith("Good: ")
+    for engine in ENGINES:
+        assert re.search(rf"^{engine} int8 +ok ", done.out, re.MULTILINE)
+
+
+def test_verify_json() -> None:
+    done = shell("verify", "--json")
+    assert done.code == 0, done.out
+    (found,) = done.json
+    assert list(found) == ["bundle", "ok", "files", "artefacts"]
+    assert (found["ok"], found["files"]) == (True, [])
+    assert {row["runtime"] for row in found["artefacts"]} >= set(ENGINES)
+    for row in found["artefacts"]:
+        assert set(row) == {
+            "runtime", "precision", "status", "problem", "engine", "device", "execution_precision", "parity",
+        }  # fmt: skip
+        if row["runtime"] in ENGINES:
+            assert (row["status"], row["problem"]) == ("ok", "")
+            assert set(row["parity"]) >= {"centred_cosine", "self_retrieval", "top1_agreement", "score_difference"}
+            assert row["parity"]["finite"] is row["parity"]["repeatable"] is True
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_verify_one_runtime(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "verify", "--runtime", engine, "--json")
+    assert done.code == 0
+    assert [row["runtime"] for row in done.json[0]["artefacts"]] == [engine]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_verify_sees_one_flipped_byte(file: str, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bytearray((bundle / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / file).write_bytes(content)
+
+    done = here(capsys, "verify", bundle, "--runtime", ENGINES[0], "--json")
+    assert done.code == 1
+    (found,) = done.json
+    assert found["ok"] is False
+    assert len(found["files"]) == 1
+    assert str(bundle / file) in found["files"][0]
+    assert "altered" in found["files"][0]
+
+    told = here(capsys, "verify", bundle, "--runtime", ENGINES[0])
+    assert told.code == 1
+    assert told.out.count(str(bundle / file)) == 1
+    assert told.out.splitlines()[-1].startswith("Failed: ")
+    assert "Traceback" not in told.err
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f != "manifest.json"])
+def test_verify_sees_a_missing_file(file: str, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (bundle / file).unlink()
+    done = here(capsys, "verify", bundle, "--runtime", ENGINES[0], "--json")
+    assert done.code == 1
+    assert done.json[0]["files"] == [f"{bundle / file} is missing from the bundle"]
+
+
+def test_verify_sees_several_altered_files_at_once(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in ("golden.npz", "labels/rafdb7.npz", "text_projection.npy"):
+        with (bundle / file).open("ab") as stream:
+            stream.write(b"\0")
+    (found,) = here(capsys, "verify", bundle, "--json").json
+    assert len(found["files"]) == 3
+
+
+def test_verify_refuses_what_is_no_bundle(tmp_path: Path, portrait: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (tmp_path, tmp_path / "nowhere", portrait):
+        assert_one_line(here(capsys, "verify", path), str(path), "not a bundle")
+        assert_one_line(here(capsys, "verify", path, "--json"), str(path), "not a bundle")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--runtime", "nope"], ["'nope'"]),
+        (["--runtime", "null"], ["no artefact for null", "int8"]),
+        (["--precision", "fp32"], ["no fp32 artefact", "int8"]),
+        (["--runtime", ENGINES[0] if ENGINES else "openvino", "--precision", "fp16"], ["no fp16 artefact for"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_verify_of_artefacts_that_are_not_there_is_wrong_use(
+    options: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_line(here(capsys, "verify", *options), *words)
+
+
+def test_verify_on_a_device_that_is_not_there_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "verify", "--device", "TPU9", "--json")
+    assert done.code == 1
+    for row in done.json[0]["artefacts"]:
+        if row["runtime"] in ENGINES:
+            assert row["status"] == "refused"
+            assert "TPU9" in row["problem"]
+
+
+def test_verify_without_an_engine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    first, *others = (name for name in rt.RUNTIMES if name != "null")
+    monkeypatch.setitem(rt.PACKAGES, first, ("no_such_engine",))
+    if set(others) & set(ENGINES):
+        done = here(capsys, "verify", "--json")
+        assert done.code == 0
+        row = next(row for row in done.json[0]["artefacts"] if row["runtime"] == first)
+        assert row["status"] == "no engine"
+        assert f"pip install 'fer-edge[{first}]'" in row["problem"]
+        assert "for want of an engine" in here(capsys, "verify").out
+    for name in others:
+        monkeypatch.setitem(rt.PACKAGES, name, ("no_such_engine",))
+    done = here(capsys, "verify")
+    assert done.code == 1
+    assert "nothing could be checked" in done.out.splitlines()[-1]
+    assert_one_line(here(capsys, "verify", "--runtime", first), f"pip install 'fer-edge[{first}]'")
+    assert_one_line(here(capsys, "predict", "x.png"), "pip install 'fer-edge[")

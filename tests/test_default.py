@@ -1,0 +1,81 @@
+"""The embedded default: what it weighs, what its card says, and how right it is on real faces, on every engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fer_edge.benchmarks.evaluate import evaluate, read_faces
+from fer_edge.converters.convert import RUNTIMES, Plan, convert
+
+import fer_edge
+from fer_edge.bundle import golden_set, open_bundle
+from fer_edge.classifier import DEFAULT_BUNDLE
+
+CHECKPOINT = "converters/learn/student48.safetensors"
+
+
+def test_what_it_holds_and_weighs(root: Path) -> None:
+    manifest = open_bundle(DEFAULT_BUNDLE).manifest
+    assert manifest.default_labels == "ferplus8"
+    assert {ref.name for ref in manifest.label_sets} == {"ferplus8", "rafdb7"}
+    assert {(a.runtime, a.precision) for a in manifest.artefacts} == {(r, "int8") for r in RUNTIMES}
+    for artefact in manifest.artefacts:
+        assert sum(f.bytes for f in artefact.files) <= 2_000_000
+        assert not artefact.drift_allowed
+    assert (root / CHECKPOINT).stat().st_size + sum(
+        p.stat().st_size for p in DEFAULT_BUNDLE.rglob("*") if p.is_file()
+    ) < 10e6
+
+
+def test_every_file_is_named_in_the_manifest() -> None:
+    from fer_edge.bundle import all_files
+
+    named = {path for path, _, _ in all_files(open_bundle(DEFAULT_BUNDLE))} | {"manifest.json"}
+    assert {str(p.relative_to(DEFAULT_BUNDLE)) for p in DEFAULT_BUNDLE.rglob("*") if p.is_file()} == named
+
+
+def test_the_card_says_what_a_user_must_know() -> None:
+    card = open_bundle(DEFAULT_BUNDLE).manifest.card.lower()
+    for word in (
+        "fer2013",
+        "fer+",
+        "research",
+        "fer-edge student train",
+        "war",
+        "uar",
+        "contempt",
+        "must not",
+        "ai act",
+        "astronaut",
+    ):
+        assert word in card, word
+
+
+def test_no_face_of_the_research_data_ships(data: Path) -> None:
+    """The golden crops are not pictures of FER2013."""
+    crops = {crop.tobytes() for crop in golden_set(open_bundle(DEFAULT_BUNDLE)).crops}
+    with np.load(data / "fer2013" / "train.npz") as z:
+        assert not crops & {image.tobytes() for image in z["images"]}
+
+
+def test_it_is_made_from_the_shipped_checkpoint(root: Path, tmp_path: Path) -> None:
+    made = convert(str(root / CHECKPOINT), tmp_path / "b", Plan(runtimes=("openvino",), precisions=("fp32",))).manifest
+    shipped = open_bundle(DEFAULT_BUNDLE).manifest
+    assert made.encoder.sha256 == shipped.encoder.sha256
+    assert made.text_encoder == shipped.text_encoder
+    np.testing.assert_allclose(
+        golden_set(open_bundle(tmp_path / "b")).features, golden_set(open_bundle(DEFAULT_BUNDLE)).features, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_accuracy_on_public_test(runtime: str, data: Path) -> None:
+    """int8 WAR on the validation split, as the model card states it."""
+    faces = read_faces(data / "fer2013" / "public_test.npz", "ferplus_majority_labelcsv", "ferplus_class_names")
+    with fer_edge.load(runtime=runtime) as clf:
+        result = evaluate(clf, faces)
+    assert result.n == 3191
+    assert result.war >= 0.85
+    assert result.uar >= 0.55

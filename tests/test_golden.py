@@ -1,0 +1,158 @@
+"""Parity has teeth: artefacts that answer a constant, have permuted weights, or are fed BGR fail, on every engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fer_edge.benchmarks.random_clip import write_clip
+from fer_edge.converters.convert import RUNTIMES, Plan, convert
+from numpy.typing import NDArray
+
+import fer_edge
+from fer_edge.bundle import Golden, golden_set, label_set, open_bundle
+from fer_edge.classifier import DEFAULT_BUNDLE, choose_artefact, open_session
+from fer_edge.golden import BARS, MIN_CROPS, compare, measure
+from fer_edge.labels import LabelSet
+
+
+@pytest.fixture(scope="module")
+def clip_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny colour CLIP at fp32 for every runtime."""
+    folder = tmp_path_factory.mktemp("golden")
+    write_clip(folder / "clip", dim=32, width=48, layers=2, heads=4, patch=8, image=32)
+    convert(str(folder / "clip"), folder / "bundle", Plan(precisions=("fp32",), normalize="none"))
+    return folder / "bundle"
+
+
+def run_of(bundle: Path, runtime: str) -> tuple[object, Golden, LabelSet]:
+    opened = open_bundle(bundle)
+    name, artefact = choose_artefact(opened, runtime, "fp32")
+    return (
+        open_session(opened, name, artefact, None, 1, None),
+        golden_set(opened),
+        label_set(opened, opened.manifest.default_labels),
+    )
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_right_artefact_passes_and_bgr_fails(clip_bundle: Path, runtime: str) -> None:
+    session, golden, labels = run_of(clip_bundle, runtime)
+    assert len(golden.crops) >= MIN_CROPS
+    assert len({crop.tobytes() for crop in golden.crops}) == len(golden.crops)
+    assert measure(session.run, golden, labels).misses(BARS["fp32"]) == []  # type: ignore[attr-defined]
+    swapped = measure(lambda crop: session.run(np.ascontiguousarray(crop[..., ::-1])), golden, labels)  # type: ignore[attr-defined]
+    for precision in BARS:
+        assert swapped.misses(BARS[precision]), f"BGR passes the bars of {precision}: {swapped}"
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_permuted_weights_and_a_constant_fail(runtime: str, tmp_path: Path) -> None:
+    """Real artefacts, converted from a student whose weights were permuted, or whose last layer was made constant."""
+    from fer_edge.converters import convert as conversion
+
+    source = Path(conversion.__file__).parent / "learn" / "student48.safetensors"
+    opened = open_bundle(DEFAULT_BUNDLE)
+    golden, labels = golden_set(opened), label_set(opened, "ferplus8")
+    material = conversion._prepare(str(source), Plan(calibration_count=8))
+
+    def passes(name: str) -> list[str]:
+        folder = tmp_path / name
+        folder.mkdir()
+        files = conversion._export(runtime, material, Plan(precisions=("fp32",)), folder)["fp32"]
+        from fer_edge.runtime import Options, load_runtime
+
+        session = load_runtime(runtime).open([folder / f for f in files], Options("fp32", "CPU", 1, None))
+        return measure(session.run, golden, labels).misses(BARS["int8"])
+
+    assert passes("right") == []
+    with torch.no_grad():
+        conv = material.graph.encoder.convs[4]  # type: ignore[union-attr, index]
+        kept = conv.weight.clone()
+        conv.weight.copy_(kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))])
+        assert passes("permuted")
+        conv.weight.copy_(kept)
+        last = material.graph.encoder.convs[-1]  # type: ignore[union-attr, index]
+        last.weight.zero_()
+        last.bias.fill_(1.0)
+        assert passes("constant")
+
+
+def test_a_constant_has_a_plain_cosine_that_would_pass(clip_bundle: Path) -> None:
+    """Why the mean is subtracted: the constant answer is nearly parallel to every reference."""
+    opened = open_bundle(clip_bundle)
+    golden, labels = golden_set(opened), label_set(opened, opened.manifest.default_labels)
+    constant = np.repeat(golden.features.mean(0, keepdims=True), len(golden.features), 0)
+    plain = (constant * golden.features).sum(1) / np.linalg.norm(constant, axis=1) / np.linalg.norm(golden.features, axis=1)
+    assert plain.min() > 0.95
+    for bars in BARS.values():
+        assert compare(constant, None, golden.features, labels).misses(bars)
+
+
+def test_nan_inf_and_unequal_runs_fail_outright() -> None:
+    opened = open_bundle(DEFAULT_BUNDLE)
+    golden, labels = golden_set(opened), label_set(opened, "ferplus8")
+    answers: dict[bytes, NDArray[np.float32]] = {c.tobytes(): f for c, f in zip(golden.crops, golden.features, strict=True)}
+    calls = 0
+
+    def run(crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        feature = answers[crop.tobytes()].copy()
+        return feature, labels.logits(feature)
+
+    def wavering(crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        nonlocal calls
+        calls += 1
+        feature, logits = run(crop)
+        feature[0] = np.nextafter(feature[0], np.float32(np.inf)) if calls > len(golden.crops) else feature[0]
+        return feature, logits
+
+    def broken(value: float) -> list[str]:
+        return measure(lambda crop: (run(crop)[0] * np.float32(value), run(crop)[1]), golden, labels).misses({})
+
+    assert measure(run, golden, labels).misses(BARS["fp32"]) == []
+    assert measure(wavering, golden, labels).misses({}) == ["two runs gave different outputs"]
+    assert broken(float("nan")) == ["the output has NaN or Inf"]
+    assert broken(float("inf")) == ["the output has NaN or Inf"]
+
+
+def test_wrong_logits_with_right_features_fail() -> None:
+    """C++ and Java users read the graph's own logits: these are judged too."""
+    opened = open_bundle(DEFAULT_BUNDLE)
+    golden, labels = golden_set(opened), label_set(opened, "ferplus8")
+    logits = labels.logits(golden.features)
+    assert compare(golden.features, logits, golden.features, labels).misses(BARS["fp32"]) == []
+    assert compare(golden.features, logits[:, ::-1], golden.features, labels).misses(BARS["int8"])
+
+
+def test_parity_against_an_independent_writing() -> None:
+    rng = np.random.default_rng(0)
+    labels = LabelSet("x", ("a", "b", "c"), rng.normal(size=(3, 8)).astype(np.float32), 10.0, 1.0, (("a",),) * 3)
+    reference = rng.normal(size=(20, 8)).astype(np.float32)
+    features = reference + rng.normal(scale=0.8, size=(20, 8)).astype(np.float32)
+    a, b = features.astype(np.float64) - reference.mean(0), reference.astype(np.float64) - reference.mean(0)
+    own = [float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)) for x, y in zip(a, b, strict=True)]
+    nearest = [int(np.argmax([x @ y / np.linalg.norm(y) for y in b])) for x in a]
+    parity = compare(features, None, reference, labels)
+    assert parity.centred_cosine == pytest.approx(np.mean(own), abs=1e-6)
+    assert parity.centred_cosine_min == pytest.approx(min(own), abs=1e-6)
+    assert parity.self_retrieval == np.mean(np.array(nearest) == np.arange(20))
+
+
+def test_verify_on_the_embedded_bundle_is_what_the_manifest_says() -> None:
+    """The parity measured here is close to the one that was measured when the bundle was written."""
+    from fer_edge.verify import verify
+
+    opened = open_bundle(DEFAULT_BUNDLE)
+    report = verify(opened)
+    assert report.ok
+    for row, artefact in zip(report.rows, opened.manifest.artefacts, strict=True):
+        if row.parity is not None:
+            assert row.parity.centred_cosine == pytest.approx(artefact.parity["centred_cosine"], abs=0.02)
+
+
+def test_features_are_not_normalised() -> None:
+    with fer_edge.load(runtime="null") as clf:
+        feature = clf.features([np.zeros((48, 48), np.uint8)])
+    assert abs(float(np.linalg.norm(feature)) - 1) > 1e-3

@@ -1,0 +1,207 @@
+"""The house: who may import whom, what the wheel holds, how light the import is, what is public, and that nothing calls
+out."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import tomllib
+
+import fer_edge
+
+ROOMS = ("converters", "runtimes", "benchmarks")
+HEAVY = (
+    "torch",
+    "transformers",
+    "openvino",
+    "onnxruntime",
+    "ai_edge_litert",
+    "tflite_runtime",
+    "cv2",
+    "sklearn",
+    "rich",
+    "onnx",
+    "nncf",
+    "av",
+)
+
+
+def modules(root: Path) -> list[Path]:
+    return [p for room in ("fer_edge", *ROOMS) for p in sorted((root / room).rglob("*.py"))]
+
+
+def imports(tree: ast.AST) -> list[tuple[int, str]]:
+    """(level, module) of every import; ``from . import x`` gives (1, x)."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [(node.level, node.module)] if node.module else [(node.level, alias.name) for alias in node.names]
+    return found
+
+
+def star_violations(path: Path, source: str, root: Path) -> list[str]:
+    """Imports of a room's file that the star forbids."""
+    room, *inside = path.relative_to(root).parts
+    wrong = []
+    for level, module in imports(ast.parse(source)):
+        parts = module.split(".")
+        bare = level == 0 and parts[0] in ROOMS
+        into_room = level == 0 and parts[0] == "fer_edge" and len(parts) > 1 and parts[1] in ROOMS
+        if bare or into_room or level > len(inside):
+            wrong.append(f"{room}/{'/'.join(inside)} imports {'.' * level}{module}")
+    return wrong
+
+
+def test_every_room_stands_on_the_ground_and_knows_no_other(root: Path) -> None:
+    assert [v for p in modules(root) for v in star_violations(p, p.read_text(), root)] == []
+
+
+@pytest.mark.parametrize(
+    "line", ["import converters.text", "from fer_edge.runtimes import run_null", "from ...benchmarks import x"]
+)
+def test_the_star_rule_can_fail(root: Path, line: str) -> None:
+    assert star_violations(root / "converters" / "learn" / "x.py", line, root)
+
+
+def test_ground_reaches_rooms_only_by_name(root: Path) -> None:
+    """The name tables of the ground point at files that exist."""
+    from fer_edge.cli import LABEL_COMMANDS, ROOM_COMMANDS
+    from fer_edge.runtime import PACKAGES, RUNTIMES
+
+    targets = [
+        *RUNTIMES.values(),
+        *(where.partition(":")[0] for where, _ in [*ROOM_COMMANDS.values(), *LABEL_COMMANDS.values()]),
+    ]
+    for target in targets:
+        assert (root / target.removeprefix("fer_edge.").replace(".", "/")).with_suffix(".py").is_file(), target
+    assert RUNTIMES.keys() == PACKAGES.keys()
+    assert {f"run_{name}.py" for name in RUNTIMES} == {p.name for p in (root / "runtimes").glob("run_*.py")}
+
+
+def test_the_wheel_holds_the_folders(root: Path, tmp_path: Path) -> None:
+    """Every module and every data file, the embedded bundle included, and nothing else."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(root),
+    ]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    tracked = subprocess.run(
+        ["git", "ls-files", "fer_edge", *ROOMS], cwd=root, check=True, capture_output=True, text=True
+    ).stdout.split()
+    expected = {p if p.startswith("fer_edge/") else f"fer_edge/{p}" for p in tracked}
+    assert names == expected
+    assert "fer_edge/default/manifest.json" in names
+    assert wheel.stat().st_size < 10e6
+
+
+def test_import_is_light() -> None:
+    code = f"import sys, fer_edge, fer_edge.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_public_names() -> None:
+    assert sorted(fer_edge.__all__) == [
+        "BundleError",
+        "Classifier",
+        "ConversionError",
+        "EngineError",
+        "FerEdgeError",
+        "ImageError",
+        "IntegrityError",
+        "LabelError",
+        "MissingExtraError",
+        "Prediction",
+        "UsageError",
+        "__version__",
+        "load",
+        "sample_frames",
+    ]
+    assert all(hasattr(fer_edge, name) for name in fer_edge.__all__)
+    assert all(
+        issubclass(e, fer_edge.FerEdgeError)
+        for n in fer_edge.__all__
+        if isinstance(e := getattr(fer_edge, n), type) and n.endswith("Error")
+    )
+
+
+def test_extras_are_those_of_the_design(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = {"openvino", "litert", "onnxruntime", "convert", "bench", "ray", "all", "dev"}
+    assert extras == set(project["optional-dependencies"])
+    assert {d.split(">")[0] for d in project["dependencies"]} == {"numpy", "pillow", "click"}
+
+
+NO_SOCKETS = """
+import socket, sys
+def refuse(*a, **k):
+    raise AssertionError("a socket was opened: %r" % (a,))
+class Refused(socket.socket):
+    connect = connect_ex = sendto = refuse
+socket.socket = Refused
+socket.create_connection = socket.getaddrinfo = socket.gethostbyname = refuse
+from fer_edge.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    sys.exit(end.code)
+"""
+
+
+@pytest.mark.parametrize(
+    "command", ["predict openvino", "predict litert", "predict onnxruntime", "verify", "doctor", "convert"]
+)
+def test_nothing_calls_out(command: str, root: Path, portrait: Path, tmp_path: Path) -> None:
+    """Neither Python sockets (patched) nor engines' own (no connect in the system calls, where strace is there)."""
+    kind, _, runtime = command.partition(" ")
+    arguments = {
+        "predict": ["predict", str(portrait), "--runtime", runtime],
+        "verify": ["verify"],
+        "doctor": ["doctor"],
+        "convert": [
+            "convert",
+            str(root / "converters/learn/student48.safetensors"),
+            "-o",
+            str(tmp_path / "b"),
+            "--runtime",
+            "openvino",
+        ],
+    }[kind]
+    done = subprocess.run([sys.executable, "-c", NO_SOCKETS, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "a socket was opened" not in done.stdout + done.stderr
+
+
+def test_the_socket_test_can_fail() -> None:
+    code = NO_SOCKETS.replace("from fer_edge.cli import main", "socket.create_connection(('127.0.0.1', 9))")
+    assert "a socket was opened" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+
+
+def test_sizes(root: Path) -> None:
+    """No file over 300 lines, no function over 60: a longer one has a reason, and the reason is written here."""
+    allowed: dict[str, str] = {}
+    long = []
+    for path in modules(root):
+        name, text = str(path.relative_to(root)), path.read_text()
+        if len(text.splitlines()) > 300 and name not in allowed:
+            long.append(f"{name}: {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno > 60:
+                long.append(f"{name}: {node.name} has {(node.end_lineno or 0) - node.lineno} lines")
+    assert long == []
