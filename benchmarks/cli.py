@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fer_edge.cli import bundle_option, common, emit, engine_options, labels_option, say
+from fer_edge.console import bundle_option, common, emit, engine_options, labels_option, say
 from fer_edge.errors import MissingExtraError
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 import fer_edge
 from fer_edge.bundle import artefact_files, golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
-from fer_edge.cli import emit, say
+from fer_edge.console import emit, say
 
 from .timing import interleaved, medians
 

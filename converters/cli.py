@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from fer_edge.cli import common, emit, say
+from fer_edge.console import common, emit, say
 from fer_edge.errors import FerEdgeError, MissingExtraError
 
 
@@ -94,7 +94,7 @@ def hushed() -> Iterator[int]:
     type=click.Choice(["auto", "none", "clip"]),
     default="auto",
     show_default=True,
-    help="Pixel mean and std: clip = CLIP's own, none = value / 255 alone. auto: none with a projection (as Exp-CLIP was trained), else clip.",
+    help="Pixel mean and std: clip = CLIP's own, none = value / 255 alone, auto = none with a projection, else clip.",
 )
 @click.option("--symmetric", is_flag=True, help="onnxruntime int8 with symmetric activations, as TensorRT wants.")
 @click.option("--allow-drift", is_flag=True, help="Write artefacts that miss their parity bars; the manifest records it.")

@@ -13,7 +13,7 @@ from typing import Literal
 import litert_torch
 import numpy as np
 import torch
-from ai_edge_quantizer import quantizer, recipe
+from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
 from ai_edge_quantizer.qtyping import (
     ComputePrecision,
     OpQuantizationConfig,
@@ -21,6 +21,7 @@ from ai_edge_quantizer.qtyping import (
     TensorQuantizationConfig,
     TFLOperationName,
 )
+from ai_edge_quantizer.utils import qsv_utils
 from numpy.typing import NDArray
 
 from .graph import EdgeGraph
@@ -68,10 +69,14 @@ def _fp16(plain: Path) -> quantizer.Quantizer:
 
 
 def _static(plain: Path, target: Path, calibration: NDArray[np.uint8]) -> None:
-    work = quantizer.Quantizer(str(plain))
+    recipes = recipe_manager.RecipeManager()
     for op in _STATIC_OPS:
-        work.add_static_config(".*", op, activation_num_bits=8, weight_num_bits=8)
-    seen = work.calibrate({_SIGNATURE: [{"image": crop[None]} for crop in calibration]}, num_threads=2)
+        recipes.add_static_config(".*", op, activation_num_bits=8, weight_num_bits=8)
+    # The quantizer's own calibrate() averages minima and maxima, and clips whatever a face in hard light exceeds them by.
+    ranges = calibrator.Calibrator(str(plain), num_threads=2, qsv_update_func=qsv_utils.min_max_update)
+    ranges.calibrate({_SIGNATURE: [{"image": crop[None]} for crop in calibration]}, recipes)
+    seen = ranges.get_model_qsvs()
+    work = quantizer.Quantizer(str(plain), recipes.get_quantization_recipe())
     target.write_bytes(bytes(work.quantize(seen, enable_progress_bar=False, enable_progress_report=False).quantized_model))
 
 

@@ -16,6 +16,7 @@ from fer_edge.runtime import silence_openvino_telemetry
 silence_openvino_telemetry()
 import nncf  # noqa: E402
 import openvino as ov  # noqa: E402
+from nncf.quantization.range_estimator import RangeEstimatorParametersSet  # noqa: E402
 
 from .graph import EdgeGraph  # noqa: E402
 
@@ -51,7 +52,14 @@ def _int8(model: Any, calibration: NDArray[np.uint8], architecture: str) -> Any:
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(calibration),
         ignored_scope=nncf.IgnoredScope(names=_head(model)),
+        # The default averages minima and maxima over the faces, and clips whatever a face in hard light exceeds them by.
+        advanced_parameters=None if architecture == "vit" else _whole_range(),
     )
+
+
+def _whole_range() -> Any:
+    whole = RangeEstimatorParametersSet.MINMAX
+    return nncf.AdvancedQuantizationParameters(activations_range_estimator_params=whole)
 
 
 def _head(model: Any) -> list[str]:

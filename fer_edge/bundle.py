@@ -165,11 +165,9 @@ def read_npz(path: Path, members: set[str]) -> dict[str, NDArray[Any]]:
 
 def _read_array(stream: Any, size: int) -> NDArray[Any]:
     """One .npy array of a stream of ``size`` bytes. The header is read first, so that no lie in it takes memory."""
-    version = np.lib.format.read_magic(stream)
-    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if reader is None:
-        raise ValueError("unknown npy version")
-    shape, fortran, dtype = reader(stream)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("not version 1, the only one whose header is short; numpy takes another for no plain array")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     count = 1
     for n in shape:
         count *= n
@@ -177,8 +175,10 @@ def _read_array(stream: Any, size: int) -> NDArray[Any]:
         raise ValueError("not a plain array of this size")
     data = stream.read(count * dtype.itemsize)
     array: NDArray[Any] = np.frombuffer(data, dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
-    if dtype.kind == "U":
-        array.tolist()  # raises ValueError for a number that is no character
+    if dtype.kind == "U":  # numpy makes broken strings of numbers that are no character
+        codes = np.frombuffer(data, dtype=np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+            raise ValueError("not text")
     return array
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from . import __version__
+from .console import Box, Rooms, bundle_argument, bundle_option, common, emit, engine_options, labels_option, say, status
 from .errors import FerEdgeError, ImageError, IntegrityError, MissingExtraError, UsageError
 
 ROOM_COMMANDS = {
@@ -24,73 +22,6 @@ ROOM_COMMANDS = {
     "student": ("fer_edge.converters.learn.cli:student", "Train the small encoder behind the embedded default."),
 }
 """Command -> where it is, and its line in ``fer-edge --help``."""
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Rooms(click.Group):
-    """A group whose further commands live in other rooms."""
-
-    def __init__(self, *args: Any, rooms: dict[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.rooms = rooms or {}
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *self.rooms])
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in self.rooms:
-            return super().get_command(ctx, name)
-        module, _, attribute = self.rooms[name][0].partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = []
-        for name in self.list_commands(ctx):
-            local = super().get_command(ctx, name)
-            rows.append((name, self.rooms[name][1] if local is None else local.get_short_help_str(120)))
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
-
-def common(command: F) -> F:
-    """--json and --debug, which every command has."""
-    command = click.option("--debug", is_flag=True, expose_value=False, help="On an error, show the whole traceback.")(
-        command
-    )
-    return click.option("--json", "as_json", is_flag=True, help="JSON on stdout, and nothing else there.")(command)
-
-
-def engine_options(command: F, runtime: str = "the first one installed", precision: str = "int8 where there is one") -> F:
-    """--runtime, --device, --precision, --threads and --execution-precision. ``runtime`` and ``precision``: what the
-    command takes when none is named."""
-    options = (
-        click.option("--runtime", help=f"openvino, litert, onnxruntime or null. Default: {runtime}."),
-        click.option(
-            "--device", help="Where to run, by the engine's own name; 'fer-edge doctor' lists them. Default: its CPU."
-        ),
-        click.option(
-            "--precision", type=click.Choice(["int8", "fp16", "fp32"]), help=f"Which artefact. Default: {precision}."
-        ),
-        click.option("--threads", type=click.IntRange(min=1), help="For the engine. Default: all processors, at most 4."),
-        click.option(
-            "--execution-precision",
-            help="Arithmetic to ask the engine for: bf16 or fp16 (openvino can). Default: the artefact's own.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-labels_option = click.option(
-    "--labels", help="A label set of the bundle; 'fer-edge labels list' shows them. Default: its own."
-)
-bundle_option = click.option(
-    "-b", "--bundle", type=click.Path(path_type=Path), help="A bundle folder. Default: the embedded one."
-)
-bundle_argument = click.argument("bundle", required=False, type=click.Path(path_type=Path))
 
 
 @click.group(
@@ -103,50 +34,6 @@ def cli() -> None:
 
     A bundle that is not named is the embedded default. Exit status: 0 good, 1 a check failed, 2 wrong use or bad input.
     """
-
-
-def emit(value: object) -> None:
-    """One JSON value on one line of stdout, in ASCII: file names need not be UTF-8, JSON must be. Raises ValueError for
-    NaN: our JSON has none."""
-    click.echo(json.dumps(value, allow_nan=False))
-
-
-def say(text: str = "") -> None:
-    """Text for people, on stderr."""
-    click.echo(text, err=True)
-
-
-@contextmanager
-def status() -> Iterator[Callable[[str], None]]:
-    """A line of what is going on, on stderr, gone at the end; silent when stderr is not a terminal."""
-    live = sys.stderr.isatty()
-
-    def show(text: str) -> None:
-        if live:
-            click.echo(f"\r\033[K{text} ...", nl=False, err=True)
-
-    try:
-        yield show
-    finally:
-        if live:
-            click.echo("\r\033[K", nl=False, err=True)
-
-
-class Box(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
-    """x,y,width,height in pixels."""
-
-    name = "x,y,w,h"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(float(v) for v in value.split(","))
-        except ValueError:
-            numbers = ()
-        if len(numbers) != 4:
-            self.fail(f"{value!r} is not x,y,width,height in pixels", param, ctx)
-        return numbers
 
 
 @cli.command()

@@ -107,11 +107,9 @@ def crop(picture: Image.Image, box: Box, margin: float = 0.0) -> Image.Image:
         x, y, w, h = (float(v) for v in box)
         margin = float(margin)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ImageError(f"a box is four numbers x, y, width, height; got {_short(box)}, margin {margin!r}") from error
+        raise ImageError(f"a box is four numbers x, y, width, height; got {_short(box)}, margin {_short(margin)}") from error
     if not all(map(math.isfinite, (x, y, w, h, x + w, y + h, margin))) or margin < 0:
-        raise ImageError(
-            f"a box is four finite numbers and its margin is not negative; got {_short(box)}, margin {margin!r}"
-        )
+        raise ImageError(f"a box is four finite numbers, its margin at least 0; got {_short(box)}, margin {_short(margin)}")
     left, top, right, bottom = round(x), round(y), round(x + w), round(y + h)
     if right <= left or bottom <= top:
         raise ImageError(f"the box {x:g},{y:g},{w:g},{h:g} has no area")
@@ -229,7 +227,9 @@ def segment_middles(frames: int, segments: int) -> list[int]:
     return [int(tick / 2 + tick * i) for i in range(segments)]
 
 
-def sample_frames(video: str | os.PathLike[str] | Sequence[ImageLike], count: int = 16) -> list[ImageLike]:
+def sample_frames(
+    video: str | os.PathLike[str] | Sequence[ImageLike] | NDArray[np.uint8], count: int = 16
+) -> list[ImageLike]:
     """``count`` frames from the middles of equal parts of a video, for ``predict_clip``.
 
     ``video``: a sequence of images, an array (T, H, W, C), a folder of frame images (sorted by name), an animated image
@@ -256,6 +256,7 @@ def sample_frames(video: str | os.PathLike[str] | Sequence[ImageLike], count: in
                 if i in wanted:
                     _limited(frame, str(path))  # a frame may be larger than the first one
                     kept[i] = _eight_bit(frame.copy())
+                    kept[i].info.clear()  # its turn and transparency are applied, and must not be again
             return [kept[i] for i in wanted]
     except UnidentifiedImageError:
         return _decode_video(path, count)
@@ -263,7 +264,7 @@ def sample_frames(video: str | os.PathLike[str] | Sequence[ImageLike], count: in
         raise ImageError(f"{path} cannot be decoded: {_reason(error)}") from error
 
 
-def _pick(frames: Sequence[ImageLike], count: int, name: str) -> list[ImageLike]:
+def _pick(frames: Sequence[ImageLike] | NDArray[np.uint8], count: int, name: str) -> list[ImageLike]:
     if len(frames) == 0:
         raise ImageError(f"{name} has no frames")
     return [frames[i] for i in segment_middles(len(frames), count)]

@@ -1,0 +1,817 @@
+"""The bundle folder: any changed byte is seen, no crafted file gets past BundleError, writes are all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import time
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import fer_edge
+from fer_edge import BundleError, IntegrityError, LabelError, UsageError
+from fer_edge.bundle import (
+    Bundle,
+    add_label_set,
+    all_files,
+    artefact_files,
+    golden_set,
+    label_set,
+    open_bundle,
+    staged,
+    text_projection,
+    write_manifest,
+    write_npz,
+)
+from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.labels import LabelSet
+from fer_edge.manifest import MANIFEST, digest_of, read_manifest, to_bytes
+
+RAW = (DEFAULT_BUNDLE / MANIFEST).read_bytes()
+FUZZ = settings(
+    max_examples=150,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def signed(value: dict[str, Any]) -> bytes:
+    """manifest.json as somebody who knows the format would forge it: written here anew, not by fer_edge."""
+
+    def form(v: object) -> bytes:
+        return json.dumps(v, sort_keys=True, indent=1, ensure_ascii=False).encode() + b"\n"
+
+    value = {k: v for k, v in value.items() if k != "digest"}
+    return form({**value, "digest": hashlib.sha256(form(value)).hexdigest()})
+
+
+def forge(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest and sign it again."""
+    value = json.loads((bundle / MANIFEST).read_bytes())
+    change(value)
+    (bundle / MANIFEST).write_bytes(signed(value))
+
+
+def plant(bundle: Path, path: str, data: bytes) -> None:
+    """Put another file at ``path`` and sign the manifest again, so that its hash is right."""
+    (bundle / path).write_bytes(data)
+
+    def new_hash(value: Any) -> None:
+        for v in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            new_hash(v)
+        if isinstance(value, dict) and value.get("path") == path:
+            value["sha256"] = hashlib.sha256(data).hexdigest()
+            if "bytes" in value:
+                value["bytes"] = len(data)
+
+    forge(bundle, new_hash)
+
+
+def one_line(error: BaseException, name: str) -> None:
+    assert len(str(error).splitlines()) == 1
+    assert name in str(error)
+
+
+@contextmanager
+def refused(name: str, kind: type[BundleError] = BundleError, says: str = "") -> Iterator[None]:
+    """The block raises a BundleError of one line that names the file."""
+    with pytest.raises(kind) as caught:
+        yield
+    one_line(caught.value, name)
+    assert says in str(caught.value)
+
+
+@contextmanager
+def little_memory(limit: int = 32 << 20) -> Iterator[None]:
+    """The block takes less than ``limit`` bytes."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def read_all(folder: Path) -> None:
+    """Everything that a manifest names, each through the function that reads it."""
+    opened = open_bundle(folder)
+    for artefact in opened.manifest.artefacts:
+        artefact_files(opened, artefact)
+    for ref in opened.manifest.label_sets:
+        label_set(opened, ref.name)
+    golden_set(opened)
+    text_projection(opened)
+
+
+@pytest.fixture(scope="module")
+def lone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for manifests alone."""
+    return tmp_path_factory.mktemp("lone")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A writable bundle for fuzzing; every example puts back what it changed."""
+    return Path(shutil.copytree(DEFAULT_BUNDLE, tmp_path_factory.mktemp("shared") / "bundle"))
+
+
+def test_round_trip(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert to_bytes(manifest) == RAW == signed(json.loads(RAW))
+    assert json.loads(RAW)["digest"] == digest_of(manifest)
+    write_manifest(bundle, manifest)
+    assert snapshot(bundle) == snapshot(DEFAULT_BUNDLE)
+    read_all(bundle)
+
+
+@FUZZ
+@given(position=st.integers(0, len(RAW) - 1), flip=st.integers(1, 255))
+def test_any_changed_byte_is_seen(lone: Path, position: int, flip: int) -> None:
+    (lone / MANIFEST).write_bytes(RAW[:position] + bytes([RAW[position] ^ flip]) + RAW[position + 1 :])
+    with refused(MANIFEST):
+        open_bundle(lone)
+
+
+@FUZZ
+@given(length=st.integers(0, len(RAW) - 1))
+def test_any_truncation_is_seen(lone: Path, length: int) -> None:
+    (lone / MANIFEST).write_bytes(RAW[:length])
+    with refused(MANIFEST, IntegrityError if length else BundleError):
+        open_bundle(lone)
+
+
+DEEP = b"[" * 400 + b"]" * 400
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        RAW + b"\n",
+        RAW[:-1],
+        RAW.replace(b"\n", b"\r\n"),
+        RAW.replace(b"\n ", b"\n  "),
+        b"\xef\xbb\xbf" + RAW,
+        json.dumps(json.loads(RAW)).encode(),
+        RAW.replace(b'"schema": 1', b'"schema": 1,\n "schema": 1'),
+        RAW.replace(b'"name": "', b'"name": "other",\n "name": "', 1),
+        b"",
+        b"null\n",
+        b"[]\n",
+        b"{}\n",
+        b"\0" * 1000,
+        b"\xff\xfe{}",
+        b"[" * 200_000,
+        b'{"a":' * 200_000,
+        b'{\n "card": ' + DEEP + b',\n "digest": "",\n "schema": 1\n}\n',
+        b'{"schema": ' + b"9" * 5000 + b"}",
+        b'{"schema": NaN}',
+        b'{"schema": "1"}',
+        b'{"schema": true}',
+        b'{"schema": 1, "digest": ["\\ud800"]}',
+        b'{"schema": 1, "card": "\\ud800"}',
+    ],
+)
+def test_malformed_manifests(lone: Path, raw: bytes) -> None:
+    (lone / MANIFEST).write_bytes(raw)
+    with refused(MANIFEST):
+        open_bundle(lone)
+
+
+@pytest.mark.parametrize("schema", [2, 999])
+def test_newer_schema_says_upgrade(bundle: Path, schema: int) -> None:
+    forge(bundle, lambda v: v.update(schema=schema, a_field_of_the_future={}))
+    with refused(MANIFEST, says="upgrade fer-edge"):
+        open_bundle(bundle)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value below a JSON value."""
+    for key, v in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*at, key)
+        yield from places(v, (*at, key))
+
+
+def holder(value: Any, place: tuple[Any, ...]) -> Any:
+    for key in place[:-1]:
+        value = value[key]
+    return value
+
+
+OPTIONAL = {"projection", "calibration"}
+FREE = {"parity", "tools", "thresholds", "fp32", "fp16", "int8"}
+"""Mappings whose keys are free."""
+
+
+def test_every_field_is_needed_and_has_its_type(bundle: Path) -> None:
+    value = json.loads(RAW)
+    seen = 0
+    for place in places({k: v for k, v in value.items() if k != "digest"}):
+        old, key = holder(value, place)[place[-1]], place[-1]
+        wrong: list[object] = [None, True, 3, 0.5, "text", [], {}, [None], {"a": None}]
+        for new in wrong:
+            number = isinstance(old, float) and type(new) in (int, float)
+            if type(new) is type(old) or number or (new is None and key in OPTIONAL):
+                continue
+            forged = json.loads(RAW)
+            holder(forged, place)[key] = new
+            (bundle / MANIFEST).write_bytes(signed(forged))
+            with refused(MANIFEST):
+                open_bundle(bundle)
+            seen += 1
+        if isinstance(key, str) and not (len(place) > 1 and place[-2] in FREE):
+            forged = json.loads(RAW)
+            del holder(forged, place)[key]
+            (bundle / MANIFEST).write_bytes(signed(forged))
+            with refused(MANIFEST):
+                open_bundle(bundle)
+            seen += 1
+    assert seen > 500
+
+
+def change(*place: Any, to: object) -> Callable[[dict[str, Any]], None]:
+    """A forger's edit of one value."""
+
+    def edit(value: dict[str, Any]) -> None:
+        holder(value, place)[place[-1]] = to
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        change("extra", to=1),
+        change("input", "extra", to=1),
+        change("artefacts", 0, "files", 0, "extra", to="x"),
+        change("artefacts", 0, "files", to=[]),
+        change("artefacts", 0, "precision", to="int4"),
+        change("artefacts", 0, "parity", "finite", to=float("nan")),
+        change("artefacts", 0, "parity", "finite", to=float("inf")),
+        change("artefacts", 0, "parity", "finite", to=10**400),
+        change("artefacts", 0, "parity", to={"a\nb": "x"}),
+        change("artefacts", 0, "runtime", to="a\nb"),
+        change("artefacts", 1, to=json.loads(RAW)["artefacts"][0]),
+        change("feature_dim", to=10**400),
+        change("feature_dim", to=0),
+        change("feature_dim", to=-1),
+        change("input", "height", to=10**400),
+        change("input", "width", to=0),
+        change("input", "color", to="bgr"),
+        change("input", "mean", to=[10**400]),
+        change("input", "mean", to=[float("nan")]),
+        change("input", "mean", to=[]),
+        change("input", "std", to=[0.0] * len(json.loads(RAW)["input"]["std"])),
+        change("golden", "thresholds", "int8", "centred_cosine", to=10**400),
+        change("default_labels", to="none such"),
+        change("default_labels", to="a\nb"),
+        change("label_sets", to=[]),
+        change("label_sets", 1, to=json.loads(RAW)["label_sets"][0]),
+        change("label_sets", 0, "labels", to=[]),
+        change("label_sets", 0, "labels", to=["anger", "anger"]),
+        change("label_sets", 0, "labels", 0, to="\x1b[31mred"),
+        change("name", to="a\nb"),
+        change("card", to={"nested": [[[[[[]]]]]]}),
+    ],
+)
+def test_signed_nonsense(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    forge(bundle, edit)
+    with refused(MANIFEST):
+        open_bundle(bundle)
+
+
+def test_size_that_no_file_has(bundle: Path) -> None:
+    forge(bundle, change("artefacts", 0, "files", 0, "bytes", to=10**400))
+    opened = open_bundle(bundle)
+    with refused(opened.manifest.artefacts[0].files[0].path, IntegrityError):
+        artefact_files(opened, opened.manifest.artefacts[0])
+
+
+def test_not_a_bundle(tmp_path: Path, bundle: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none", bundle / MANIFEST):
+        with refused(str(folder), says="no manifest.json"):
+            fer_edge.load(folder)
+    with refused("cannot be read"):
+        open_bundle("a\0b")
+    (tmp_path / MANIFEST).mkdir()
+    with refused(MANIFEST):
+        open_bundle(tmp_path)
+
+
+def test_pipes_are_not_waited_for(bundle: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes here")
+    (bundle / "golden.npz").unlink()
+    os.mkfifo(bundle / "golden.npz")
+    with refused("golden.npz"):
+        golden_set(open_bundle(bundle))
+    (bundle / MANIFEST).unlink()
+    os.mkfifo(bundle / MANIFEST)
+    with refused(MANIFEST):
+        open_bundle(bundle)
+
+
+# Paths that leave the bundle. What they lead to is the right file, with the right hash: only the path is wrong.
+
+PLACES = [("golden",), ("text_projection",), ("label_sets", 0), ("artefacts", 0, "files", 0)]
+PLACE = pytest.mark.parametrize("place", PLACES, ids=lambda place: place[0])
+
+
+def ref_of(value: Any, place: tuple[Any, ...]) -> Any:
+    return holder(value, (*place, "path"))
+
+
+@PLACE
+@pytest.mark.parametrize(
+    "path",
+    ["{out}", "../stolen", "labels/../../stolen", "labels/../stolen", "./stolen", "a\\stolen", "c:stolen", "a\nstolen"],
+)
+def test_paths_out_of_the_bundle(bundle: Path, tmp_path: Path, place: tuple[Any, ...], path: str) -> None:
+    path = path.format(out=tmp_path / "stolen")
+    original = bundle / ref_of(json.loads(RAW), place)["path"]
+    for copy in (tmp_path / "stolen", bundle / "stolen", bundle / path):
+        shutil.copy(original, copy)
+    forge(bundle, change(*place, "path", to=path))
+    with refused(MANIFEST):
+        read_all(bundle)
+
+
+@PLACE
+@pytest.mark.parametrize("path", ["", ".", "..", "a\0b", "/", "labels", "labels/x\0", "x" * 5000, "a\x85b"])
+def test_paths_that_are_no_files(bundle: Path, place: tuple[Any, ...], path: str) -> None:
+    forge(bundle, change(*place, "path", to=path))
+    with refused(str(bundle)):
+        read_all(bundle)
+
+
+@PLACE
+def test_links(bundle: Path, tmp_path: Path, place: tuple[Any, ...]) -> None:
+    file = bundle / ref_of(json.loads(RAW), place)["path"]
+    inside = file.with_name("elsewhere")
+    file.rename(inside)
+    file.symlink_to(inside)
+    read_all(bundle)
+    inside.rename(tmp_path / "outside")
+    file.unlink()
+    file.symlink_to(tmp_path / "outside")
+    with refused(file.name):
+        read_all(bundle)
+    file.unlink()
+    file.symlink_to(file)
+    with refused(file.name):
+        read_all(bundle)
+
+
+def test_linked_folder(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "labels").rename(tmp_path / "labels")
+    (bundle / "labels").symlink_to(tmp_path / "labels")
+    with refused("link out of the bundle"):
+        read_all(bundle)
+
+
+# Files that are not what the manifest promises.
+
+
+def altered(data: bytes) -> dict[str, bytes | None]:
+    """Ways to break a file."""
+    middle = len(data) // 2
+    return {
+        "changed": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+        "truncated": data[:-1],
+        "longer": data + b"\0",
+        "empty": b"",
+        "missing": None,
+    }
+
+
+@pytest.mark.parametrize("path", sorted({path for path, _, _ in all_files(open_bundle(DEFAULT_BUNDLE))}))
+def test_altered_files(bundle: Path, path: str) -> None:
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    owner = next((a for a in manifest.artefacts if path in [f.path for f in a.files]), None)
+    labels = next((ref.name for ref in manifest.label_sets if ref.path == path), None)
+
+    def load() -> object:
+        if path == manifest.text_projection.path:
+            return text_projection(opened)
+        if owner is not None:
+            return artefact_files(opened, owner)
+        return fer_edge.load(bundle, runtime="null", labels=labels)
+
+    load()
+    for data in altered((bundle / path).read_bytes()).values():
+        (bundle / path).unlink(missing_ok=True)
+        if data is not None:
+            (bundle / path).write_bytes(data)
+        with refused(str(bundle / path), IntegrityError):
+            load()
+
+
+@pytest.mark.parametrize("runtime", sorted({a.runtime for a in open_bundle(DEFAULT_BUNDLE).manifest.artefacts}))
+def test_load_refuses_an_altered_artefact_or_golden_set(bundle: Path, runtime: str) -> None:
+    artefact = next(a for a in open_bundle(bundle).manifest.artefacts if a.runtime == runtime)
+    for path in [*(ref.path for ref in artefact.files), "golden.npz"]:
+        good = (bundle / path).read_bytes()
+        (bundle / path).write_bytes(good[:-1])
+        try:
+            with refused(str(bundle / path), IntegrityError):
+                fer_edge.load(bundle, runtime=runtime)
+        except fer_edge.MissingExtraError:
+            pytest.skip(f"{runtime} is not installed here")
+        (bundle / path).write_bytes(good)
+
+
+# Crafted files with the right hash.
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+def npy_header(text: str, data: bytes = b"\0" * 64) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + data
+
+
+def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return stream.getvalue()
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def golden_arrays(bundle: Path) -> dict[str, NDArray[Any]]:
+    with np.load(bundle / "golden.npz") as z:
+        return {name: z[name] for name in z.files}
+
+
+HEADERS = [
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000000), }",
+    "{'descr': '<f4', 'fortran_order': True, 'shape': (1000000000000,), }",
+    "{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000000,), }",
+    "{'descr': '<U250000000', 'fortran_order': False, 'shape': (1,), }",
+    "{'descr': '|V1000000000', 'fortran_order': False, 'shape': (1000,), }",
+    "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+    "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -1), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (-4,), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (1.5,), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (1,",
+    "{'descr': (), 'fortran_order': False, 'shape': (1,), }",
+    "{'descr': {}, 'fortran_order': False, 'shape': (1,), }",
+    "{1: 2, 'a': 3}",
+    "-" * 3000 + "1",
+    "(" * 3000,
+    "[]",
+    "",
+    "\0" * 100,
+]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_crafted_array_headers(bundle: Path, header: str) -> None:
+    crafted = npy_header(header)
+    plant(bundle, "golden.npz", zipped({"crops": crafted, "features": crafted}))
+    plant(bundle, "text_projection.npy", crafted)
+    opened = open_bundle(bundle)
+    with little_memory(), refused("golden.npz"):
+        golden_set(opened)
+    with little_memory(), refused("text_projection.npy"):
+        text_projection(opened)
+
+
+def test_header_that_is_longer_than_the_file(bundle: Path) -> None:
+    crafted = b"\x93NUMPY\x02\x00" + struct.pack("<I", 0xFFFFFFF0) + b"{}"
+    plant(bundle, "text_projection.npy", crafted)
+    plant(bundle, "golden.npz", zipped({"crops": crafted, "features": crafted}))
+    with little_memory(), refused("text_projection.npy"):
+        text_projection(open_bundle(bundle))
+    with little_memory(), refused("golden.npz"):
+        golden_set(open_bundle(bundle))
+
+
+def test_pickles_are_not_opened(bundle: Path, tmp_path: Path) -> None:
+    trap = np.array([Trap(tmp_path / "sprung")], dtype=object)
+    plant(bundle, "golden.npz", zipped({"crops": npy(trap), "features": npy(trap)}))
+    plant(bundle, "labels/rafdb7.npz", zipped({k: npy(trap) for k in label_arrays(bundle)}))
+    plant(bundle, "text_projection.npy", npy(trap))
+    opened = open_bundle(bundle)
+    for read in (golden_set, text_projection, lambda b: label_set(b, "rafdb7")):
+        with refused(str(bundle)):
+            read(opened)
+    assert not (tmp_path / "sprung").exists()
+    np.load(bundle / "text_projection.npy", allow_pickle=True)
+    assert (tmp_path / "sprung").exists()  # the trap itself works
+
+
+def test_zip_bombs(bundle: Path) -> None:
+    arrays = {name: npy(array) for name, array in golden_arrays(bundle).items()}
+    honest = zipped(arrays, zipfile.ZIP_DEFLATED)
+    entry = honest.index(b"PK\x01\x02")
+    for size in (0xFFFFFFF0, (1 << 28) + 1):
+        plant(bundle, "golden.npz", honest[: entry + 24] + struct.pack("<I", size) + honest[entry + 28 :])
+        with little_memory(), refused("golden.npz"):
+            golden_set(open_bundle(bundle))
+    # bz2 and lzma are unpacked without a bound: whatever the archive declares, they are not opened.
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        plant(bundle, "golden.npz", zipped({**arrays, "crops": arrays["crops"] + bytes(1 << 26)}, method))
+        with little_memory(), refused("golden.npz"):
+            golden_set(open_bundle(bundle))
+    plant(bundle, "golden.npz", honest)
+    golden_set(open_bundle(bundle))
+
+
+def edited(arrays: dict[str, NDArray[Any]], **changes: NDArray[Any] | None) -> bytes:
+    """An npz of arrays with some changed; None leaves one out."""
+    return zipped({k: npy(v) for k, v in {**arrays, **changes}.items() if v is not None})
+
+
+def test_wrong_golden_sets(bundle: Path) -> None:
+    arrays = golden_arrays(bundle)
+    crops, features = arrays["crops"], arrays["features"]
+    with_nan = features.copy()
+    with_nan[1, 2] = np.nan
+    bad = [
+        edited(arrays, features=None),
+        edited(arrays, more=crops),
+        edited(arrays, crops=crops[:-1]),
+        edited(arrays, crops=crops[:, 1:]),
+        edited(arrays, crops=crops[..., 0]),
+        edited(arrays, crops=crops.astype(np.int16)),
+        edited(arrays, features=features[:, 1:]),
+        edited(arrays, features=features.astype(np.float64)),
+        edited(arrays, features=features.astype(">f4")),
+        edited(arrays, features=with_nan),
+        edited(arrays, features=np.array(1, np.float32)),
+        edited(arrays, crops=crops[:1], features=features[:1]),
+        edited(arrays, crops=crops[:0], features=features[:0]),
+        zipped({"crops": npy(crops), "../features": npy(features)}),
+        zipped({"crops": npy(crops), "features": npy(features)[:-1]}),
+        b"",
+        b"not a zip",
+        npy(crops),
+        edited(arrays)[:-1],
+        b"PK\x05\x06" + bytes(18),
+    ]
+    for data in bad:
+        plant(bundle, "golden.npz", data)
+        with refused("golden.npz"):
+            golden_set(open_bundle(bundle))
+    plant(bundle, "golden.npz", edited(arrays))
+    np.testing.assert_array_equal(golden_set(open_bundle(bundle)).features, features)
+
+
+def label_arrays(bundle: Path, name: str = "rafdb7") -> dict[str, NDArray[Any]]:
+    with np.load(bundle / f"labels/{name}.npz") as z:
+        return {member: z[member] for member in z.files}
+
+
+def test_wrong_label_sets(bundle: Path) -> None:
+    arrays = label_arrays(bundle)
+    constants, index, names = arrays["constants"], arrays["prompt_index"], arrays["names"]
+    with_nan = constants.copy()
+    with_nan[0, 0] = np.inf
+    no_character = names.copy().view(np.uint32)
+    no_character[0] = 0xFFFFFFFF
+    no_prompt = arrays["prompts"].copy().view(np.uint32)
+    no_prompt[0] = 0x110000
+    bad = [
+        *(edited(arrays, **{k: None}) for k in arrays),
+        edited(arrays, more=index),
+        edited(arrays, names=names[::-1]),
+        edited(arrays, names=names[:-1]),
+        edited(arrays, names=names[:, None]),
+        edited(arrays, names=index),
+        edited(arrays, names=no_character.view(names.dtype)),
+        edited(arrays, prompts=no_prompt.view(arrays["prompts"].dtype)),
+        edited(arrays, constants=constants[:-1]),
+        edited(arrays, constants=constants[:, :-1]),
+        edited(arrays, constants=constants.astype(np.float64)),
+        edited(arrays, constants=with_nan),
+        *(edited(arrays, logit_scale=np.array(v)) for v in (0.0, -1.0, np.nan, np.inf, 1e300, 1, [1.0])),
+        *(edited(arrays, temperature=np.array(v)) for v in (0.0, -1.0, np.nan, np.inf, 1e-300, 1, [1.0])),
+        edited(arrays, prompts=index),
+        edited(arrays, prompts=arrays["prompts"][1:]),
+        edited(arrays, prompt_index=index - 1),
+        edited(arrays, prompt_index=index + 1),
+        edited(arrays, prompt_index=index.astype(np.float64)),
+    ]
+    for data in bad:
+        plant(bundle, "labels/rafdb7.npz", data)
+        with refused("labels/rafdb7.npz"):
+            label_set(open_bundle(bundle), "rafdb7")
+    plant(bundle, "labels/rafdb7.npz", edited(arrays))
+    assert label_set(open_bundle(bundle), "rafdb7").labels == tuple(names.tolist())
+
+
+def test_wrong_text_projections(bundle: Path) -> None:
+    matrix = np.load(bundle / "text_projection.npy")
+    with_nan = matrix.copy()
+    with_nan[0, 0] = np.nan
+    for bad in (matrix[1:], matrix[0], matrix.astype(np.float64), matrix[None], with_nan, matrix.astype(np.int32)):
+        plant(bundle, "text_projection.npy", npy(bad))
+        with refused("text_projection.npy"):
+            text_projection(open_bundle(bundle))
+    plant(bundle, "text_projection.npy", npy(np.asfortranarray(matrix)))
+    np.testing.assert_array_equal(text_projection(open_bundle(bundle)), matrix)
+
+
+def test_unknown_label_set(bundle: Path) -> None:
+    with pytest.raises(LabelError, match="ferplus8"):
+        fer_edge.load(bundle, runtime="null", labels="none such")
+
+
+def stored(path: str) -> bytes:
+    """A file of the default bundle; npz members stored plainly, so that a changed byte reaches numpy's parser."""
+    if not path.endswith(".npz"):
+        return (DEFAULT_BUNDLE / path).read_bytes()
+    with np.load(DEFAULT_BUNDLE / path) as z:
+        return zipped({name: npy(z[name]) for name in z.files})
+
+
+VICTIMS: dict[str, Callable[[Bundle], object]] = {
+    "golden.npz": golden_set,
+    "labels/rafdb7.npz": lambda b: label_set(b, "rafdb7"),
+    "text_projection.npy": text_projection,
+}
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["as written", "stored"])
+@pytest.mark.parametrize("path", sorted(VICTIMS))
+@FUZZ
+@given(data=st.data())
+def test_fuzzed_files_with_the_right_hash(shared: Path, path: str, plain: bool, data: st.DataObject) -> None:
+    raw = bytearray(stored(path) if plain else (DEFAULT_BUNDLE / path).read_bytes())
+    anywhere = st.one_of(st.integers(0, 200), st.integers(len(raw) - 300, len(raw) - 1), st.integers(0, len(raw) - 1))
+    for position, byte in data.draw(st.lists(st.tuples(anywhere, st.integers(0, 255)), min_size=1, max_size=4)):
+        raw[position] = byte
+    plant(shared, path, bytes(raw[: data.draw(st.one_of(st.just(len(raw)), st.integers(0, len(raw))))]))
+    try:
+        VICTIMS[path](open_bundle(shared))
+    except BundleError as error:
+        one_line(error, path)
+
+
+# Writing.
+
+
+def test_staged_becomes_the_target(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with staged(target) as folder:
+        (folder / "a").write_text("b")
+        assert not target.exists()
+        assert folder.parent == tmp_path
+    assert snapshot(tmp_path) == {"out/a": b"b"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("existing", [False, True])
+def test_staged_leaves_nothing_after_an_error(tmp_path: Path, error: type[BaseException], existing: bool) -> None:
+    target = tmp_path / "out"
+    if existing:
+        target.mkdir()
+        (target / "old").write_text("old")
+    before = snapshot(tmp_path)
+
+    def write() -> None:
+        with staged(target, force=existing) as folder:
+            (folder / "a").write_text("b")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert snapshot(tmp_path) == before
+    assert list(tmp_path.iterdir()) == ([target] if existing else [])
+
+
+def test_staged_and_an_existing_target(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("old")
+
+    def write(where: Path, force: bool) -> None:
+        with staged(where, force=force) as folder:
+            (folder / "new").write_text("new")
+
+    with pytest.raises(UsageError, match="--force"):
+        write(target, False)
+    assert snapshot(tmp_path) == {"out/old": b"old"}
+    write(target, True)
+    assert snapshot(tmp_path) == {"out/new": b"new"}
+    with pytest.raises(UsageError, match="is a file"):
+        write(target / "new", True)
+    with pytest.raises(UsageError, match="create it first"):
+        write(tmp_path / "no" / "such", False)
+    (tmp_path / "link").symlink_to(target)
+    (target / "more").write_text("more")
+    write(tmp_path / "link", True)
+    assert snapshot(tmp_path) == {"out/new": b"new", "link/new": b"new"} or snapshot(tmp_path) == {"out/new": b"new"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "out"]
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_what_a_killed_writer_leaves_is_no_bundle(bundle: Path) -> None:
+    (bundle / MANIFEST).rename(bundle / (MANIFEST + ".partial"))
+    with refused(str(bundle)):
+        fer_edge.load(bundle, runtime="null")
+
+
+def test_write_npz_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = {"a": np.arange(1000, dtype=np.float32), "b": np.array(["x", "yz"]), "c": np.array(2.5)}
+    write_npz(tmp_path / "one.npz", **arrays)
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    write_npz(tmp_path / "two.npz", **arrays)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    with np.load(tmp_path / "one.npz") as z:
+        assert set(z.files) == set(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(z[name], array)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.npz", "two.npz"]
+
+
+def mine(bundle: Path, **changes: Any) -> LabelSet:
+    """A new label set that fits the bundle."""
+    constants = label_set(open_bundle(bundle), "rafdb7").constants[:2]
+    new = LabelSet("mine", ("calm", "größer ☺"), constants, 20.0, 1.5, (("calm.", "very calm."), ("bigger.",)))
+    return replace(new, **changes)
+
+
+def test_add_label_set(bundle: Path) -> None:
+    before = snapshot(bundle)
+    new = mine(bundle)
+    returned = add_label_set(open_bundle(bundle), new)
+    opened = open_bundle(bundle)
+    assert opened == returned
+    again = label_set(opened, "mine")
+    np.testing.assert_array_equal(again.constants, new.constants)
+    assert replace(again, constants=new.constants) == new
+    after = snapshot(bundle)
+    assert {k for k in after if after[k] != before.get(k)} == {MANIFEST, "labels/mine.npz"}
+    assert before.keys() <= after.keys()
+    read_all(bundle)
+    with fer_edge.load(bundle, runtime="null", labels="mine") as clf:
+        assert clf.labels == ("calm", "größer ☺")
+    add_label_set(opened, mine(bundle, name="no-prompts_1.2", prompts=((), ())))
+    assert label_set(open_bundle(bundle), "no-prompts_1.2").prompts == ((), ())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "ferplus8"},
+        *({"name": name} for name in ("../x", "", ".hidden", "a b", "a/b", "a\\b", "a\n", "ä", "..", "-", "a\0")),
+        {"labels": ("calm", "calm")},
+        {"labels": ("calm",)},
+        {"labels": (), "prompts": (), "constants": np.zeros((0, 1), np.float32)},
+        {"labels": ("calm", "two\nlines")},
+        {"labels": ("calm", "nul\0")},
+        {"labels": ("calm", "\ud800")},
+        {"prompts": (("calm.",),)},
+        {"constants": np.ones((2, 3), np.float32)},
+        {"constants": np.ones(2, np.float32)},
+    ],
+)
+def test_label_sets_that_are_refused_leave_no_trace(bundle: Path, changes: dict[str, Any]) -> None:
+    before = snapshot(bundle.parent)
+    with pytest.raises(LabelError) as caught:
+        add_label_set(open_bundle(bundle), mine(bundle, **changes))
+    assert len(str(caught.value).splitlines()) == 1
+    assert snapshot(bundle.parent) == before
+
+
+def test_nan_constants_are_refused(bundle: Path) -> None:
+    new = mine(bundle)
+    with pytest.raises(LabelError, match="finite"):
+        add_label_set(open_bundle(bundle), replace(new, constants=new.constants * np.float32(np.nan)))
