@@ -49,6 +49,7 @@ def export(
         external_data=False,
         verbose=False,
     )
+    _forget_origin(plain)
     files = {}
     for precision in precisions:
         name = f"onnxruntime-{precision}.onnx"
@@ -61,6 +62,17 @@ def export(
     if "fp32" not in precisions:
         plain.unlink()
     return files
+
+
+def _forget_origin(file: Path) -> None:
+    """Remove the exporter's notes (stack traces with paths of this machine) from a model."""
+    model = onnx.load(file)
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        item.ClearField("metadata_props")
+        if not isinstance(item, onnx.TensorProto):
+            item.ClearField("doc_string")
+    onnx.save(model, file)
 
 
 def _int8(plain: Path, target: Path, calibration: NDArray[np.uint8], symmetric: bool) -> None:

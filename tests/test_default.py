@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,14 @@ def test_every_file_is_named_in_the_manifest() -> None:
 
     named = {path for path, _, _ in all_files(open_bundle(DEFAULT_BUNDLE))} | {"manifest.json"}
     assert {str(p.relative_to(DEFAULT_BUNDLE)) for p in DEFAULT_BUNDLE.rglob("*") if p.is_file()} == named
+
+
+def test_no_path_of_a_machine_ships() -> None:
+    """Exporters like to write stack traces into their models."""
+    for file in DEFAULT_BUNDLE.rglob("*"):
+        if file.is_file():
+            found = re.findall(rb"(?:/home/|/root/|/tmp/|/work/|/Users/|C:\\\\)[\w./-]+|[\w/]+\.py\b", file.read_bytes())
+            assert found == [], f"{file.name}: {found[:3]}"
 
 
 def test_the_card_says_what_a_user_must_know() -> None:

@@ -73,7 +73,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def deep_gray(face: Image.Image) -> NDArray[np.uint16]:
     """The face in 16 bits, from 0 to the full range."""
-    gray = np.asarray(face.convert("L")).astype(np.uint16) * 257
+    gray = np.asarray(face.convert("L")).astype(np.uint16) * 256 + np.arange(90, dtype=np.uint16) * 2
     gray[0, :3] = 0, 32768, 65535
     return gray
 

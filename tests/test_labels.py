@@ -61,8 +61,8 @@ def test_scores_are_the_formula(seed: int, scale: float, temperature: float) -> 
     for i, feature in enumerate(features):
         expected_logits, expected_scores = formula(labels, feature.astype(np.float64))
         np.testing.assert_allclose(logits[i], expected_logits, atol=1e-4)
-        np.testing.assert_allclose(scores[i], expected_scores, atol=1e-4)
-        np.testing.assert_allclose(labels.scores(feature), scores[i], atol=1e-6)
+        np.testing.assert_allclose(scores[i], expected_scores, atol=3e-4)
+        np.testing.assert_allclose(labels.scores(feature), scores[i], atol=1e-4)
 
 
 def test_scores_by_hand() -> None:

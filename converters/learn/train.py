@@ -145,7 +145,9 @@ class _Run:
     def __init__(self, data: TrainingData, config: StudentConfig, recipe: Recipe, work: Path) -> None:
         torch.manual_seed(recipe.seed)
         self.data, self.recipe, self.work = data, recipe, work
-        self.net = StudentInTraining(config, recipe.dropout).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Channels-last pays with bf16 only, and torch 2.13 crashes in its float32 backward pass at 8 channels.
+        self.layout = torch.channels_last if recipe.bf16 else torch.contiguous_format
+        self.net = StudentInTraining(config, recipe.dropout).to(memory_format=self.layout)  # type: ignore[call-overload]
         decayed = [p for p in self.net.parameters() if p.ndim > 1]
         plain = [p for p in self.net.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -214,7 +216,7 @@ class _Run:
         drawn = self.vectors[:, torch.randperm(self.vectors.shape[1], generator=generator)[: recipe.sentences_per_class]]
         text = drawn + recipe.text_noise * torch.randn(drawn.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            feature = self.net(faces.contiguous(memory_format=torch.channels_last))
+            feature = self.net(faces.contiguous(memory_format=self.layout))
         logits = self.net.logits(feature.float(), constants(text, self.net.text_projection))
         loss = F.cross_entropy(logits, self.targets[rows])
         self.optimizer.zero_grad(set_to_none=True)
