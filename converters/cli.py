@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,14 @@ def hushed() -> Iterator[int]:
     sys.stderr.flush()
     kept = {fd: os.dup(fd) for fd in (1, 2)}
     with tempfile.TemporaryFile() as log:
+        # Not closed here: loggers that libraries set up meanwhile keep it.
+        text = io.TextIOWrapper(os.fdopen(os.dup(log.fileno()), "wb"), write_through=True)
         try:
             for fd in kept:
                 os.dup2(log.fileno(), fd)
-            yield kept[2]
+            # Once for C++, by descriptor, and once for Python, whose sys.stdout need not be descriptor 1.
+            with redirect_stdout(text), redirect_stderr(text):
+                yield kept[2]
         except FerEdgeError:
             raise
         except BaseException:

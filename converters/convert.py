@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 import fer_edge
+from fer_edge.arrays import write_npz
 from fer_edge.bundle import (
     Bundle,
     Golden,
@@ -23,7 +24,6 @@ from fer_edge.bundle import (
     staged,
     write_label_set,
     write_manifest,
-    write_npz,
 )
 from fer_edge.errors import ConversionError, UsageError
 from fer_edge.golden import BARS, Parity, measure

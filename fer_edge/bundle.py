@@ -8,21 +8,18 @@ import os
 import shutil
 import stat
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import read_npy, read_npz, write_npz
 from .errors import BundleError, IntegrityError, LabelError, UsageError
 from .labels import LabelSet, is_one_line
 from .manifest import MANIFEST, Artefact, FileRef, LabelSetRef, Manifest, PathRef, read_manifest, to_bytes
-
-_MAX_NPZ_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,8 @@ def label_set(bundle: Bundle, name: str) -> LabelSet:
         names == ref.labels
         and z["constants"].dtype == np.float32
         and z["constants"].shape == (count, bundle.manifest.feature_dim)
-        and bool(np.isfinite(z["constants"]).all())
+        # Means of unit vectors are no longer than 1; NaN fails this too.
+        and bool((np.square(z["constants"], dtype=np.float64).sum(1) <= 1.01).all())
         and all(
             # Scores are float32: numbers far from 1 would overflow to NaN there.
             z[k].shape == () and z[k].dtype.kind == "f" and 1e-6 <= z[k] <= 1e6
@@ -127,59 +125,11 @@ def text_projection(bundle: Bundle) -> NDArray[np.float32]:
     """R (D, T) float32: feature-space constants = R times a text encoder's vectors."""
     ref = bundle.manifest.text_projection
     file = checked_path(bundle, ref.path, ref.sha256)
-    try:
-        with file.open("rb") as stream:
-            matrix = _read_array(stream, file.stat().st_size)
-    except Exception as error:  # numpy's header parser lets TokenError, IndexError and more through
-        raise BundleError(f"{file} is not a readable array") from error
+    matrix = read_npy(file)
     fits = matrix.dtype == np.float32 and matrix.ndim == 2 and matrix.shape[0] == bundle.manifest.feature_dim
     if not fits or not np.isfinite(matrix).all():
         raise BundleError(f"{file} does not hold the text projection that the manifest promises")
     return matrix
-
-
-def read_npz(path: Path, members: set[str]) -> dict[str, NDArray[Any]]:
-    """Exactly these members of an npz file, without pickle and without taking more memory than the file declares and
-    our limit allows."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if {info.filename for info in archive.infolist()} != {f"{m}.npy" for m in members} or len(
-                archive.infolist()
-            ) != len(members):
-                raise BundleError(f"{path} does not hold the arrays {', '.join(sorted(members))}")
-            if sum(info.file_size for info in archive.infolist()) > _MAX_NPZ_BYTES:
-                raise BundleError(f"{path} unpacks to more than {_MAX_NPZ_BYTES:,} bytes")
-            if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in archive.infolist()):
-                # zipfile unpacks bz2 and lzma without a bound, whatever size the archive declares.
-                raise BundleError(f"{path} is packed in a way that numpy never writes")
-            arrays = {}
-            for info in archive.infolist():
-                with archive.open(info) as stream:
-                    arrays[info.filename.removesuffix(".npy")] = _read_array(stream, info.file_size)
-            return arrays
-    except BundleError:
-        raise
-    except Exception as error:  # as in text_projection, and what zipfile raises
-        raise BundleError(f"{path} is not a readable npz file") from error
-
-
-def _read_array(stream: Any, size: int) -> NDArray[Any]:
-    """One .npy array of a stream of ``size`` bytes. The header is read first, so that no lie in it takes memory."""
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("not version 1, the only one whose header is short; numpy takes another for no plain array")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    count = 1
-    for n in shape:
-        count *= n
-    if dtype.hasobject or dtype.kind not in "fiuU" or count < 0 or count * dtype.itemsize > size:
-        raise ValueError("not a plain array of this size")
-    data = stream.read(count * dtype.itemsize)
-    array: NDArray[Any] = np.frombuffer(data, dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
-    if dtype.kind == "U":  # numpy makes broken strings of numbers that are no character
-        codes = np.frombuffer(data, dtype=np.dtype(np.uint32).newbyteorder(dtype.byteorder))
-        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
-            raise ValueError("not text")
-    return array
 
 
 def _inside(folder: Path, path: str) -> Path:
@@ -218,12 +168,14 @@ def path_ref(folder: Path, path: str) -> PathRef:
 def staged(target: Path, force: bool = False) -> Iterator[Path]:
     """A fresh folder beside ``target`` that becomes ``target`` when the block ends well, and vanishes when it does not.
 
-    Raises UsageError when ``target`` exists and ``force`` is not set.
+    Raises UsageError when ``target`` exists and ``force`` is not set, or is anything but a bundle or an empty folder.
     """
     if target.exists() and not force:
         raise UsageError(f"{target} exists already; remove it, name another folder, or pass --force")
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target} is a file, and a bundle is a folder; name another")
+    if target.exists() and not (target / MANIFEST).exists() and any(target.iterdir()):
+        raise UsageError(f"{target} is no bundle, so --force does not replace it; name another folder")
     target = target.resolve()  # a link stays, and what it points to is replaced
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent} is not a folder; create it first")
@@ -234,7 +186,11 @@ def staged(target: Path, force: bool = False) -> Iterator[Path]:
         if target.exists():
             old = folder.with_name(folder.name + "-old")
             target.rename(old)
-            folder.rename(target)
+            try:
+                folder.rename(target)
+            except OSError:
+                old.rename(target)
+                raise
             shutil.rmtree(old)
         else:
             folder.rename(target)
@@ -292,18 +248,6 @@ def add_label_set(bundle: Bundle, labels: LabelSet) -> Bundle:
     except OSError as error:
         raise BundleError(f"{bundle.folder} cannot be written: {error}") from error
     return Bundle(bundle.folder, manifest)
-
-
-def write_npz(path: Path, **arrays: NDArray[Any]) -> None:
-    """A compressed npz with fixed time stamps (the same arrays give the same bytes), written in one step."""
-    partial = path.with_name(path.name + ".partial")
-    with zipfile.ZipFile(partial, "w") as archive:
-        for name, array in arrays.items():
-            info = zipfile.ZipInfo(f"{name}.npy")
-            info.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(info, "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, np.asarray(array), allow_pickle=False)
-    os.replace(partial, path)
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

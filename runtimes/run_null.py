@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_edge.bundle import read_npz
+from fer_edge.arrays import read_npz
 from fer_edge.errors import EngineError
 from fer_edge.runtime import Options
 

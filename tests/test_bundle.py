@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 import fer_edge
 from fer_edge import BundleError, IntegrityError, LabelError, UsageError
+from fer_edge.arrays import write_npz
 from fer_edge.bundle import (
     Bundle,
     add_label_set,
@@ -36,7 +37,6 @@ from fer_edge.bundle import (
     staged,
     text_projection,
     write_manifest,
-    write_npz,
 )
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.labels import LabelSet
@@ -702,7 +702,7 @@ def test_staged_leaves_nothing_after_an_error(tmp_path: Path, error: type[BaseEx
     target = tmp_path / "out"
     if existing:
         target.mkdir()
-        (target / "old").write_text("old")
+        (target / MANIFEST).write_text("old")
     before = snapshot(tmp_path)
 
     def write() -> None:
@@ -719,27 +719,38 @@ def test_staged_leaves_nothing_after_an_error(tmp_path: Path, error: type[BaseEx
 def test_staged_and_an_existing_target(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    (target / "old").write_text("old")
+    (target / MANIFEST).write_text("old")
 
     def write(where: Path, force: bool) -> None:
         with staged(where, force=force) as folder:
-            (folder / "new").write_text("new")
+            (folder / MANIFEST).write_text("new")
 
     with pytest.raises(UsageError, match="--force"):
         write(target, False)
-    assert snapshot(tmp_path) == {"out/old": b"old"}
+    assert snapshot(tmp_path) == {f"out/{MANIFEST}": b"old"}
     write(target, True)
-    assert snapshot(tmp_path) == {"out/new": b"new"}
+    assert snapshot(tmp_path) == {f"out/{MANIFEST}": b"new"}
     with pytest.raises(UsageError, match="is a file"):
-        write(target / "new", True)
+        write(target / MANIFEST, True)
     with pytest.raises(UsageError, match="create it first"):
         write(tmp_path / "no" / "such", False)
     (tmp_path / "link").symlink_to(target)
     (target / "more").write_text("more")
     write(tmp_path / "link", True)
-    assert snapshot(tmp_path) == {"out/new": b"new", "link/new": b"new"} or snapshot(tmp_path) == {"out/new": b"new"}
+    assert snapshot(tmp_path) == {f"out/{MANIFEST}": b"new", f"link/{MANIFEST}": b"new"} or snapshot(tmp_path) == {
+        f"out/{MANIFEST}": b"new"
+    }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "out"]
     assert (tmp_path / "link").is_symlink()
+
+
+def test_force_never_replaces_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(UsageError, match="is no bundle"), staged(photos, force=True):
+        pass
+    assert snapshot(tmp_path) == {"photos/holiday.jpg": b"x"}
 
 
 def test_what_a_killed_writer_leaves_is_no_bundle(bundle: Path) -> None:

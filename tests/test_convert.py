@@ -153,8 +153,6 @@ def test_failures_leave_nothing_behind(clip: Path, tmp_path: Path, monkeypatch: 
     broken = Plan(projection=clip.parent / "nope.pth", **FP32_OPENVINO)
     with pytest.raises(fer_edge.ConversionError, match=r"nope\.pth"):
         convert(str(clip), target, broken)
-    with pytest.raises(fer_edge.ConversionError, match="centred cosine"):
-        convert(str(clip), target, Plan(runtimes=("onnxruntime",), precisions=("fp32", "int8"), calibration_count=4))
 
     def cut_off(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -177,13 +175,13 @@ def test_drift_is_refused_by_how_much_or_recorded(clip: Path, tmp_path: Path, mo
     def shifted(source: str, plan: Plan) -> Any:
         material = prepare(source, plan)
         with torch.no_grad():
-            # The reference was computed before; the exported graph then has one corrupted row.
-            material.graph.last[0] += 3 * material.graph.last.abs().max()
+            # The reference was computed before; the exported graph then has its rows in another order.
+            material.graph.last.copy_(material.graph.last.flip(0))
         return material
 
     monkeypatch.setattr(conversion, "_prepare", shifted)
     with pytest.raises(
-        fer_edge.ConversionError, match=r"openvino fp32 .*centred cosine 0\.\d+ is below 0\.999.*--allow-drift"
+        fer_edge.ConversionError, match=r"openvino fp32 .*centred cosine -?0\.\d+ is below 0\.999.*--allow-drift"
     ):
         convert(str(clip), tmp_path / "refused", Plan(**FP32_OPENVINO))
     assert not (tmp_path / "refused").exists()
