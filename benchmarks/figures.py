@@ -48,17 +48,17 @@ print(clf.predict(sys.argv[2]).label)
 """
 
 
-def run_measured(command: Sequence[str]) -> tuple[float, float, str]:
+def run_measured(command: Sequence[str], folder: str | None = None) -> tuple[float, float, str]:
     """(wall seconds, peak memory in MB, stdout) of a command; its failure ends this program."""
     began = time.perf_counter()
-    with tempfile.TemporaryFile() as out:
-        child = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE)
-        _, errors = child.communicate() if child.stderr is None else (b"", child.stderr.read())
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(command, stdout=out, stderr=errors, cwd=folder)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         wall = time.perf_counter() - began
         if child.returncode:
-            raise click.ClickException(f"{command[0]} failed: {errors.decode()[-500:]}")
+            errors.seek(0)
+            raise click.ClickException(f"{command[0]} failed: {errors.read().decode()[-500:]}")
         out.seek(0)
         return wall, usage.ru_maxrss / 1024, out.read().decode()
 
@@ -188,14 +188,14 @@ def start(package: str, runs: int, photo: str) -> None:
             "fer-edge": [python, "-c", THREE_LINES, bundle, picture],
             "bare": [python, "-c", BARE_LITERT, bundle, picture],
         }
-        answers = {name: run_measured(command)[2].strip() for name, command in commands.items()}
+        answers = {name: run_measured(command, folder)[2].strip() for name, command in commands.items()}
         if len(set(answers.values())) != 1:
             raise click.ClickException(f"the two do not agree: {answers}")
         walls: dict[str, list[float]] = {name: [] for name in commands}
         peaks: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(runs):
             for name, command in commands.items():
-                wall, peak, _ = run_measured(command)
+                wall, peak, _ = run_measured(command, folder)
                 walls[name].append(wall)
                 peaks[name].append(peak)
     ms = {name: round(float(np.median(values)) * 1e3, 1) for name, values in walls.items()}

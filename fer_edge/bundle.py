@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -170,6 +168,9 @@ def staged(target: Path, force: bool = False) -> Iterator[Path]:
 
     Raises UsageError when ``target`` exists and ``force`` is not set, or is anything but a bundle or an empty folder.
     """
+    import shutil  # here, because a device never writes a bundle and pays for these at every start
+    import tempfile
+
     if target.exists() and not force:
         raise UsageError(f"{target} exists already; remove it, name another folder, or pass --force")
     if target.exists() and not target.is_dir():

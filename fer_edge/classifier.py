@@ -129,7 +129,7 @@ class Classifier:
         return feature
 
     def _prediction(self, feature: NDArray[np.float32]) -> Prediction:
-        scores = self._set.scores(feature).tolist()
+        scores = self._set.score_one(feature)
         return Prediction(self._set.labels[scores.index(max(scores))], dict(zip(self._set.labels, scores, strict=True)))
 
 

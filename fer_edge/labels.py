@@ -4,10 +4,12 @@ them."""
 from __future__ import annotations
 
 import json
+import math
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -86,17 +88,33 @@ class LabelSet:
     temperature: float
     prompts: tuple[tuple[str, ...], ...]
 
+    @cached_property
+    def _weights(self) -> NDArray[np.float64]:
+        """s c_k as columns (D, K)."""
+        return np.ascontiguousarray(self.constants.T.astype(np.float64) * self.logit_scale)
+
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """logit_k = s <f/|f|, c_k> of unnormalised features (..., D): (..., K) float32."""
-        wide = features.astype(np.float64)  # the squares of large or small float32 numbers leave float32
-        norm = np.sqrt((wide * wide).sum(-1, keepdims=True))
-        unit = (wide / np.maximum(norm, 1e-300)).astype(np.float32)
-        result: NDArray[np.float32] = unit @ self.constants.T * np.float32(self.logit_scale)
+        """logit_k = s <f/|f|, c_k> of unnormalised features (..., D): (..., K) float32. Computed in float64: the squares of
+        a feature may leave float32."""
+        wide = features.astype(np.float64)
+        length = np.sqrt((wide * wide).sum(-1, keepdims=True))
+        result: NDArray[np.float32] = (wide @ self._weights / np.maximum(length, 1e-300)).astype(np.float32)
         return result
 
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """softmax(logits / temperature) of unnormalised features (..., D): (..., K) float32, rows sum to 1."""
         return softmax(self.logits(features) / np.float32(self.temperature))
+
+    def score_one(self, feature: NDArray[np.float32]) -> list[float]:
+        """:meth:`scores` of one feature (D,), as plain floats: for a handful of labels, a call per face of numpy's softmax
+        costs more than the softmax."""
+        wide = feature.astype(np.float64)
+        length = math.sqrt(wide.dot(wide)) or 1.0
+        logits = wide.dot(self._weights).tolist()
+        top = max(logits)
+        powers = [math.exp((z - top) / (length * self.temperature)) for z in logits]
+        total = sum(powers)
+        return [p / total for p in powers]
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, cast
@@ -106,6 +106,8 @@ def load_runtime(name: str) -> Runtime:
     """
     module = RUNTIMES.get(name)
     if module is None:
+        from importlib import metadata  # a tenth of a device's start-up, and only third parties' runtimes need it
+
         offered = {point.name: point.value for point in metadata.entry_points(group="fer_edge.runtimes")}
         if name not in offered:
             raise EngineError(f"no runtime {name!r}; there are {', '.join([*RUNTIMES, *sorted(offered)])}")

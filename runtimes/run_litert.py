@@ -6,7 +6,6 @@ Devices: "CPU" (XNNPACK) and "delegate:PATH" for a vendor's external delegate (a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,15 @@ from fer_edge.errors import EngineError
 from fer_edge.runtime import Options, one_line
 
 try:
+    import ai_edge_litert as package
     from ai_edge_litert import interpreter as tflite
 
-    _PACKAGE = "ai-edge-litert"
+    _NAME = "ai-edge-litert"
 except ImportError:
+    import tflite_runtime as package
     from tflite_runtime import interpreter as tflite
 
-    _PACKAGE = "tflite_runtime"
+    _NAME = "tflite_runtime"
 
 EXTRA = "litert"
 _DELEGATE = "delegate:"
@@ -31,7 +32,7 @@ _DELEGATE = "delegate:"
 
 def engine() -> str:
     """Engine and version, with the package's name: tflite_runtime 2.14 answers some models with NaN."""
-    return f"{_PACKAGE} {metadata.version(_PACKAGE)}"
+    return f"{_NAME} {package.__version__}"
 
 
 def devices() -> tuple[str, ...]:

@@ -287,6 +287,22 @@ def test_graph_names_for_users_of_other_languages(converted: Path, clip: Path, t
     assert not (tmp_path / "o" / "onnxruntime-fp32.onnx").exists()
 
 
+def test_bf16_is_had_by_asking_and_is_reported(converted: Path) -> None:
+    """float artefacts compute in fp32 even where the processor has bf16; what is asked for shows in the result."""
+    import openvino
+
+    with fer_edge.load(converted, runtime="openvino") as clf:
+        assert clf.execution_precision == "fp32"
+        exact = clf.features(golden_set(open_bundle(converted)).crops)
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(fer_edge.EngineError, match="bf16"):
+            fer_edge.load(converted, runtime="openvino", execution_precision="bf16")
+        return
+    with fer_edge.load(converted, runtime="openvino", execution_precision="bf16") as clf:
+        assert "bf16" in clf.execution_precision
+        assert not np.array_equal(clf.features(golden_set(open_bundle(converted)).crops), exact)
+
+
 def test_calibration_goes_through_the_same_image_code(data: Path, tmp_path: Path) -> None:
     folder = data / "lfw_expressions" / "anger"
     crops = from_folder(folder, 7, 32, "gray")

@@ -230,3 +230,13 @@ def test_any_language_comes_through(tmp_path_factory: pytest.TempPathFactory, ta
     file = tmp_path_factory.getbasetemp() / "language.json"
     file.write_text(json.dumps(table), encoding="utf-8")
     assert list(read_prompt_file(file).items()) == [(label, tuple(prompts)) for label, prompts in table.items()]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-20, 1.0, 1e20]))
+def test_score_one_equals_scores(seed: int, size: float) -> None:
+    """The path that predict takes, and the path of batches."""
+    rng = np.random.default_rng(seed)
+    labels = LabelSet("x", tuple("abcdef"), rng.normal(size=(6, 16)).astype(np.float32) / 4, 50.0, 1.7, (("p",),) * 6)
+    feature = (rng.normal(size=16) * size).astype(np.float32)
+    np.testing.assert_allclose(labels.score_one(feature), labels.scores(feature), atol=1e-5)
+    assert sum(labels.score_one(feature)) == pytest.approx(1, abs=1e-12)
