@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fer_edge.console import bundle_option, common, emit, engine_options, labels_option, say
-from fer_edge.errors import MissingExtraError
+from fer_edge.console import bundle_option, common, emit, engine_options, fraction, labels_option, need_extra, say
 
 
 @click.command()
@@ -37,14 +35,12 @@ def evaluate(
 
     DATA: a folder with a folder of images per class, or an npz with a member 'images' (uint8) and --truth and --classes.
     """
-    for package in ("sklearn", "rich"):
-        if find_spec(package) is None:
-            raise MissingExtraError(f"the package {package}", "bench")
+    need_extra("sklearn", "rich", extra="bench")
     from fer_edge.classifier import load
 
     from .evaluate import evaluate as run
     from .evaluate import read_faces
-    from .screen import evaluation_text, fraction
+    from .screen import evaluation_text
 
     faces = read_faces(data, truth, classes)
     with load(bundle, **options) as clf, fraction(sys.stderr, "evaluating") as progress:

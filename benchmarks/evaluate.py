@@ -15,10 +15,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 
 from fer_edge.classifier import Classifier
 from fer_edge.errors import ImageError, LabelError, UsageError
-from fer_edge.image import ImageLike
+from fer_edge.image import IMAGE_SUFFIXES, ImageLike
 from fer_edge.labels import SYNONYMS
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def read_faces(data: Path, truth: str | None = None, classes: str | None = None)
             for folder in sorted(data.iterdir())
             if folder.is_dir()
             for p in sorted(folder.iterdir())
-            if p.suffix.lower() in _SUFFIXES
+            if p.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not files:
             raise UsageError(f"{data} has no images in class folders; expected {data}/<class>/<image>")

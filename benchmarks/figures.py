@@ -6,11 +6,9 @@ Two things are always measured in turns and compared by the ratio of their media
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,19 +46,27 @@ print(clf.predict(sys.argv[2]).label)
 """
 
 
+LAUNCH = """\
+import json, os, sys, time
+began = time.perf_counter()
+child = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(child, 0)
+json.dump([time.perf_counter() - began, usage.ru_maxrss / 1024, os.waitstatus_to_exitcode(status)], open(sys.argv[1], "w"))
+"""
+
+
 def run_measured(command: Sequence[str], folder: str | None = None) -> tuple[float, float, str]:
-    """(wall seconds, peak memory in MB, stdout) of a command; its failure ends this program."""
-    began = time.perf_counter()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(command, stdout=out, stderr=errors, cwd=folder)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.perf_counter() - began
-        if child.returncode:
-            errors.seek(0)
-            raise click.ClickException(f"{command[0]} failed: {errors.read().decode()[-500:]}")
-        out.seek(0)
-        return wall, usage.ru_maxrss / 1024, out.read().decode()
+    """(wall seconds, peak memory in MB, stdout) of a command; its failure ends this program.
+
+    A small launcher starts it: a child's peak memory counts from its parent's, and this process is large."""
+    with tempfile.TemporaryDirectory() as work:
+        result = Path(work) / "result.json"
+        launcher = [sys.executable, "-S", "-E", "-c", LAUNCH, str(result), *command]
+        done = subprocess.run(launcher, capture_output=True, text=True, cwd=folder, check=True)
+        wall, peak, status = json.loads(result.read_text())
+    if status:
+        raise click.ClickException(f"{command[0]} failed: {done.stderr[-500:]}")
+    return wall, peak, done.stdout
 
 
 @click.group()
@@ -102,7 +108,7 @@ def clip_pipeline(work: Path, rounds: int) -> None:
         calls[f"{name} int8"] = lambda i, clf=clf: clf.predict(pictures[i % len(pictures)])  # type: ignore[misc]
     reference = calls["torch fp32"]
     calls["torch fp32"] = lambda i: reference(pictures[i % len(pictures)])  # type: ignore[arg-type]
-    ms = medians(interleaved(calls, rounds, warmup=3))
+    ms = medians(interleaved(calls, rounds, warmup=3, pause=0.05))
     ratios = {name: round(ms["torch fp32"] / value, 2) for name, value in ms.items() if name != "torch fp32"}
     emit({"figure": "clip-pipeline", "median_ms": {k: round(v, 2) for k, v in ms.items()}, "times_faster": ratios})
 

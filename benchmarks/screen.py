@@ -1,23 +1,8 @@
-"""Progress and tables of the benchmarks room, drawn by rich."""
+"""Tables of the benchmarks room."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TextIO
-
-from rich.console import Console
-from rich.progress import Progress
-
 from .evaluate import Evaluation
-
-
-@contextmanager
-def fraction(screen: TextIO, text: str) -> Iterator[Callable[[float], None]]:
-    """Yields a function that takes the fraction done; silent when the screen is not a terminal."""
-    with Progress(console=Console(file=screen), transient=True, disable=not screen.isatty()) as progress:
-        task = progress.add_task(text, total=1.0)
-        yield lambda done: progress.update(task, completed=done)
 
 
 def evaluation_text(result: Evaluation) -> str:

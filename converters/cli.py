@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import sys
@@ -13,17 +14,15 @@ from typing import Any
 
 import click
 
-from fer_edge.console import common, emit, say
-from fer_edge.errors import FerEdgeError, MissingExtraError
+from fer_edge.console import common, emit, need_extra, say
+from fer_edge.errors import FerEdgeError
 
 
-def need_extra(*packages: str, extra: str) -> None:
-    """Raise MissingExtraError unless all packages are there."""
-    from importlib.util import find_spec
-
-    for package in packages:
-        if find_spec(package) is None:
-            raise MissingExtraError(f"the package {package}", extra)
+def _flush() -> None:
+    """Python's buffers, and those of the C library, whose late output would otherwise land on the restored stdout."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)
 
 
 @contextmanager
@@ -32,29 +31,26 @@ def hushed() -> Iterator[int]:
     real stderr.
 
     When the block fails with anything but an error of our own, the end of the log is shown."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     kept = {fd: os.dup(fd) for fd in (1, 2)}
     with tempfile.TemporaryFile() as log:
         # Not closed here: loggers that libraries set up meanwhile keep it.
-        text = io.TextIOWrapper(os.fdopen(os.dup(log.fileno()), "wb"), write_through=True)
+        text = io.TextIOWrapper(os.fdopen(os.dup(log.fileno()), "wb", buffering=0), write_through=True)
         try:
             for fd in kept:
                 os.dup2(log.fileno(), fd)
             # Once for C++, by descriptor, and once for Python, whose sys.stdout need not be descriptor 1.
             with redirect_stdout(text), redirect_stderr(text):
                 yield kept[2]
-        except FerEdgeError:
+        except (FerEdgeError, KeyboardInterrupt):
             raise
         except BaseException:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
             log.seek(max(0, log.tell() - 4000))
             os.write(kept[2], log.read())
             raise
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
             for fd, copy in kept.items():
                 os.dup2(copy, fd)
                 os.close(copy)
@@ -140,6 +136,7 @@ def convert(
         extra="convert",
     )
     with hushed() as real_stderr, open(os.dup(real_stderr), "w", encoding="utf-8") as screen:
+        from .compile_labels import left_out
         from .convert import RUNTIMES, Plan
         from .convert import convert as run
         from .progress import steps
@@ -154,6 +151,8 @@ def convert(
             bundle = run(source, output, plan, report)
     from fer_edge.report import describe, summary
 
+    for name, missing in left_out(bundle).items():
+        say(f"Note: the label set {name} was left out; the prompts have none for {', '.join(missing)}")
     emit(summary(bundle)) if as_json else click.echo(describe(bundle))
     if plan.calibration is None and any(
         a.calibration and "augmentations" in a.calibration for a in bundle.manifest.artefacts

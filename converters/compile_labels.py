@@ -1,16 +1,83 @@
-"""``labels add``: sentences to constants through the bundle's own text projection."""
+"""Sentences to constants: the label sets of a conversion, and ``labels add`` through a bundle's own text projection."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
-from fer_edge.bundle import add_label_set, label_set, open_bundle, text_projection
-from fer_edge.errors import LabelError
-from fer_edge.labels import LabelSet, read_prompt_file
+import numpy as np
+from numpy.typing import NDArray
 
-from .convert import compile_label_set
-from .sources import load_clip
+from fer_edge.bundle import Bundle, add_label_set, check_name, label_set, open_bundle, text_projection
+from fer_edge.errors import ConversionError, LabelError, UsageError
+from fer_edge.labels import LABEL_SETS, LabelSet, built_in_prompts, read_prompt_file
+
+from .graph import class_constants
+from .sources import Encoder, load_clip
 from .text import TextEncoder, clip_text_encoder, sentence_encoder
+
+
+def compile_label_sets(
+    encoder: Encoder, labels: str | None, prompts: str | None, text: TextEncoder, r: NDArray[np.float64]
+) -> tuple[LabelSet, ...]:
+    """The default label set first, then every other built-in one that the prompts cover.
+
+    ``labels``: a built-in name or a file; ``prompts``: a built-in type or a file; None: the encoder's own defaults.
+    """
+    default = labels or ("rafdb7" if encoder.prompts is None else "ferplus8")
+    table = _prompt_table(encoder, prompts)
+    wanted: dict[str, Mapping[str, tuple[str, ...]]] = {}
+    if default in LABEL_SETS:
+        missing = [label for label in LABEL_SETS[default] if label not in table]
+        if missing:
+            raise ConversionError(
+                f"the prompts have none for {', '.join(missing)} of the label set {default}; "
+                "name your own labels with --labels FILE"
+            )
+    else:
+        path = Path(default)
+        if not path.is_file():
+            raise UsageError(f"no label set {default!r}; built in are {', '.join(LABEL_SETS)}, or name a TOML or JSON file")
+        check_name(path.stem)
+        wanted[path.stem] = read_prompt_file(path)
+        if path.stem in LABEL_SETS:
+            raise UsageError(f"{path} would be named {path.stem}, which is a built-in label set; rename the file")
+    for name in sorted(encoder.label_sets, key=lambda n: n != default):
+        if all(label in table for label in LABEL_SETS[name]):
+            wanted[name] = {label: table[label] for label in LABEL_SETS[name]}
+    return tuple(compile_label_set(name, group, text, r, encoder.logit_scale) for name, group in wanted.items())
+
+
+def _prompt_table(encoder: Encoder, prompts: str | None) -> Mapping[str, tuple[str, ...]]:
+    if prompts is None and encoder.prompts is not None:
+        return encoder.prompts
+    chosen = prompts or "P3"
+    if Path(chosen).suffix.lower() in (".toml", ".json"):
+        return read_prompt_file(Path(chosen))
+    return built_in_prompts(LABEL_SETS["mafw11"], chosen)
+
+
+def compile_label_set(
+    name: str, prompts: Mapping[str, Sequence[str]], text: TextEncoder, r: NDArray[np.floating], logit_scale: float
+) -> LabelSet:
+    """Sentences to constants: label -> prompts through a text encoder and R (D, T)."""
+    constants = class_constants(list(prompts.values()), text.encode, r)
+    names = list(prompts)
+    for i, k in combinations(range(len(names)), 2):
+        if prompts[names[i]] != prompts[names[k]] and np.allclose(constants[i], constants[k], atol=1e-7):
+            raise LabelError(
+                f"the prompts of {names[i]!r} and {names[k]!r} mean the same to the text encoder; are they too long, or cut?"
+            )
+    return LabelSet(name, tuple(prompts), constants, logit_scale, 1.0, tuple(tuple(group) for group in prompts.values()))
+
+
+def left_out(bundle: Bundle) -> dict[str, list[str]]:
+    """Built-in label sets that a CLIP bundle should have and has not: name -> labels without a prompt."""
+    there = {ref.name: ref.labels for ref in bundle.manifest.label_sets}
+    known = {label for labels in there.values() for label in labels}
+    wanted = LABEL_SETS if bundle.manifest.text_encoder.kind == "clip" else {}
+    return {name: [k for k in labels if k not in known] for name, labels in wanted.items() if name not in there}
 
 
 def add_labels(folder: Path, file: Path, source: str, name: str | None = None) -> LabelSet:
@@ -26,6 +93,7 @@ def add_labels(folder: Path, file: Path, source: str, name: str | None = None) -
         raise LabelError(
             f"{source} is not the text encoder of this bundle, which is {ref.source}: its weights or tokenizer differ"
         )
+    check_name(name or file.stem)
     default = label_set(bundle, bundle.manifest.default_labels)
     compiled = compile_label_set(name or file.stem, prompts, encoder, text_projection(bundle), default.logit_scale)
     add_label_set(bundle, compiled)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -19,22 +20,25 @@ from fer_edge.bundle import (
     Bundle,
     Golden,
     file_ref,
+    golden_set,
+    label_set,
     open_bundle,
     path_ref,
     staged,
+    text_projection,
     write_label_set,
     write_manifest,
 )
-from fer_edge.errors import ConversionError, UsageError
+from fer_edge.errors import ConversionError, FerEdgeError, UsageError
 from fer_edge.golden import BARS, Parity, measure
-from fer_edge.labels import LABEL_SETS, LabelSet, built_in_prompts, read_prompt_file
+from fer_edge.labels import LabelSet
 from fer_edge.manifest import Artefact, GoldenRef, InputSpec, Manifest, Source, TextEncoderRef
-from fer_edge.runtime import Options, default_threads, load_runtime
+from fer_edge.runtime import Options, default_threads, load_runtime, run
 
+from .compile_labels import compile_label_sets
 from .crops import augmented, from_folder
-from .graph import EdgeGraph, class_constants, fold
+from .graph import EdgeGraph, fold
 from .sources import CLIP_MEAN, CLIP_STD, Encoder, open_encoder, read_projection
-from .text import TextEncoder
 
 RUNTIMES = ("openvino", "litert", "onnxruntime")
 GOLDEN_CROPS = 32
@@ -96,12 +100,11 @@ class _Material:
     spec: InputSpec
     r: NDArray[np.float64]
     projection: Source | None
-    text: TextEncoder
+    text: TextEncoderRef
     sets: tuple[LabelSet, ...]
     golden: Golden
     calibration: NDArray[np.uint8]
     calibrated_with: str
-    skipped: tuple[str, ...] = field(default=())
 
 
 def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None] = lambda step: None) -> Bundle:
@@ -123,14 +126,17 @@ def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None
             files = _export(runtime, material, plan, folder)
             artefacts += [_artefact(runtime, p, names, material, plan, folder) for p, names in files.items()]
         _finish(folder, material, plan, target, artefacts)
+        _read_back(folder)
         report(Step(total, total, "done"))
     return open_bundle(target)
 
 
 def _prepare(source: str, plan: Plan) -> _Material:
     encoder = open_encoder(source)
-    if plan.projection is not None and encoder.architecture == "cnn":
-        raise UsageError("a student checkpoint carries its own projection; --projection goes with a CLIP")
+    if encoder.architecture == "cnn" and (plan.projection is not None or plan.normalize == "clip"):
+        raise UsageError(
+            "a student checkpoint has its own projection and pixels; --projection and --normalize clip go with a CLIP"
+        )
     dim = len(encoder.last)
     weight, projection = read_projection(plan.projection, dim) if plan.projection else (None, None)
     r = fold(weight, dim)
@@ -140,8 +146,9 @@ def _prepare(source: str, plan: Plan) -> _Material:
     channels = 3 if encoder.color == "rgb" else 1
     mean, std = (CLIP_MEAN, CLIP_STD) if clip_pixels and channels == 3 else ((0.0,) * channels, (1.0,) * channels)
     spec = InputSpec(encoder.size, encoder.size, encoder.color, "stretch-bilinear", mean, std)
+    assert encoder.text is not None
     text = encoder.text()
-    sets = _label_sets(encoder, plan, text, text_r)
+    sets = compile_label_sets(encoder, plan.labels, plan.prompts, text, text_r)
     graph = EdgeGraph(encoder.body, last, mean, std, sets[0].constants, sets[0].logit_scale).eval().requires_grad_(False)
     crops = augmented(GOLDEN_CROPS, encoder.size, encoder.color, seed=7)
     with torch.inference_mode():
@@ -149,9 +156,10 @@ def _prepare(source: str, plan: Plan) -> _Material:
     if not np.isfinite(features).all():
         raise ConversionError(f"{source} gives NaN or Inf on ordinary faces; its weights are broken")
     calibration, calibrated_with = _calibration(encoder, plan)
-    return _Material(
-        encoder, graph, spec, text_r, projection, text, sets, Golden(crops, features), calibration, calibrated_with
-    )
+    golden = Golden(crops, features)
+    text_ref = TextEncoderRef(text.kind, text.source, text.sha256)
+    encoder = replace(encoder, text=None)  # lets go of a CLIP's text tower, half a gigabyte of an L/14
+    return _Material(encoder, graph, spec, text_r, projection, text_ref, sets, golden, calibration, calibrated_with)
 
 
 def _calibration(encoder: Encoder, plan: Plan) -> tuple[NDArray[np.uint8], str]:
@@ -160,45 +168,6 @@ def _calibration(encoder: Encoder, plan: Plan) -> tuple[NDArray[np.uint8], str]:
         return crops, f"{len(crops)} faces of {plan.calibration.resolve().name}"
     crops = augmented(min(DEFAULT_CALIBRATION, plan.calibration_count), encoder.size, encoder.color, seed=11)
     return crops, f"{len(crops)} augmentations of the one shipped face (no folder of faces was given)"
-
-
-def _label_sets(encoder: Encoder, plan: Plan, text: TextEncoder, r: NDArray[np.float64]) -> tuple[LabelSet, ...]:
-    """The default label set first, then every other built-in one that the prompts cover."""
-    default = plan.labels or ("rafdb7" if encoder.prompts is None else "ferplus8")
-    table = _prompt_table(encoder, plan)
-    wanted: dict[str, Mapping[str, tuple[str, ...]]] = {}
-    if default in LABEL_SETS:
-        missing = [label for label in LABEL_SETS[default] if label not in table]
-        if missing:
-            raise ConversionError(f"the prompts have none for {', '.join(missing)} of the label set {default}")
-    else:
-        path = Path(default)
-        if not path.is_file():
-            raise UsageError(f"no label set {default!r}; built in are {', '.join(LABEL_SETS)}, or name a TOML or JSON file")
-        wanted[path.stem] = read_prompt_file(path)
-        if path.stem in LABEL_SETS:
-            raise UsageError(f"{path} would be named {path.stem}, which is a built-in label set; rename the file")
-    for name in sorted(encoder.label_sets, key=lambda n: n != default):
-        if all(label in table for label in LABEL_SETS[name]):
-            wanted[name] = {label: table[label] for label in LABEL_SETS[name]}
-    return tuple(compile_label_set(name, prompts, text, r, encoder.logit_scale) for name, prompts in wanted.items())
-
-
-def _prompt_table(encoder: Encoder, plan: Plan) -> Mapping[str, tuple[str, ...]]:
-    if plan.prompts is None and encoder.prompts is not None:
-        return encoder.prompts
-    chosen = plan.prompts or "P3"
-    if Path(chosen).suffix.lower() in (".toml", ".json"):
-        return read_prompt_file(Path(chosen))
-    return built_in_prompts(LABEL_SETS["mafw11"], chosen)
-
-
-def compile_label_set(
-    name: str, prompts: Mapping[str, Sequence[str]], text: TextEncoder, r: NDArray[np.floating], logit_scale: float
-) -> LabelSet:
-    """Sentences to constants: label -> prompts through a text encoder and R (D, T)."""
-    constants = class_constants(list(prompts.values()), text.encode, r)
-    return LabelSet(name, tuple(prompts), constants, logit_scale, 1.0, tuple(tuple(group) for group in prompts.values()))
 
 
 def _export(runtime: str, material: _Material, plan: Plan, folder: Path) -> dict[str, list[str]]:
@@ -215,8 +184,10 @@ def _export(runtime: str, material: _Material, plan: Plan, folder: Path) -> dict
             return to_litert(material.graph, example, precisions, calibration, architecture, folder)
         from .to_onnx import export as to_onnx
 
-        return to_onnx(material.graph, example, precisions, calibration, plan.symmetric, folder)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        return to_onnx(material.graph, example, precisions, calibration, architecture, plan.symmetric, folder)
+    except FerEdgeError:
+        raise
+    except Exception as error:  # the converters' own exceptions share no base class
         raise ConversionError(
             f"{runtime}: the converter failed ({(str(error).splitlines() or [type(error).__name__])[0][:200]})"
         ) from error
@@ -228,7 +199,7 @@ def _artefact(runtime: str, precision: str, names: Sequence[str], material: _Mat
     options = Options(precision, adapter.devices()[0], default_threads(), None)
     session = adapter.open([folder / name for name in names], options)
     try:
-        parity = measure(session.run, material.golden, material.sets[0])
+        parity = measure(partial(run, session), material.golden, material.sets[0])
     finally:
         session.close()
     misses = parity.misses(BARS[precision])
@@ -255,7 +226,6 @@ def _finish(folder: Path, material: _Material, plan: Plan, target: Path, artefac
     write_npz(folder / "golden.npz", crops=material.golden.crops, features=material.golden.features)
     np.save(folder / "text_projection.npy", material.r.astype(np.float32), allow_pickle=False)
     sets = tuple(write_label_set(folder, s) for s in material.sets)
-    text = material.text
     golden = path_ref(folder, "golden.npz")
     manifest = Manifest(
         name=plan.name or target.name,
@@ -269,12 +239,21 @@ def _finish(folder: Path, material: _Material, plan: Plan, target: Path, artefac
         default_labels=material.sets[0].name,
         artefacts=tuple(artefacts),
         label_sets=sets,
-        text_encoder=TextEncoderRef(text.kind, text.source, text.sha256),
+        text_encoder=material.text,
         text_projection=path_ref(folder, "text_projection.npy"),
         golden=GoldenRef(golden.path, golden.sha256, BARS),
         tools=_versions(),
     )
     write_manifest(folder, manifest)
+
+
+def _read_back(folder: Path) -> None:
+    """What readers refuse must not be written. Raises BundleError."""
+    bundle = open_bundle(folder)
+    for ref in bundle.manifest.label_sets:
+        label_set(bundle, ref.name)
+    golden_set(bundle)
+    text_projection(bundle)
 
 
 def _text_side(material: _Material) -> Source | None:

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
 from fer_edge.errors import ConversionError, ImageError
-from fer_edge.image import to_input
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
+from fer_edge.image import IMAGE_SUFFIXES, to_input
 
 
 def shipped_face() -> Image.Image:
@@ -64,7 +62,7 @@ def from_folder(source: Path, count: int, size: int, color: Literal["rgb", "gray
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise ConversionError(f"{source} is neither a folder of faces nor an npz file with a member images") from error
     else:
-        pool = sorted(p for p in source.rglob("*") if p.suffix.lower() in _SUFFIXES) if source.is_dir() else []
+        pool = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if source.is_dir() else []
     if not pool:
         raise ConversionError(f"{source} has no images to calibrate with")
     step = max(1.0, len(pool) / count)

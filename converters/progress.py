@@ -7,15 +7,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .convert import Step
 
@@ -31,22 +23,8 @@ def steps(screen: TextIO) -> Iterator[Callable[[Step], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not screen.isatty()) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not screen.isatty(), redirect_stdout=False, redirect_stderr=False
+    ) as progress:
         task = progress.add_task("starting", total=None)
         yield lambda step: progress.update(task, completed=step.done, total=step.total, description=step.text)
-
-
-@contextmanager
-def fraction(screen: TextIO, text: str) -> Iterator[Callable[[float], None]]:
-    """Yields a function that takes the fraction done, with the time left."""
-    console = Console(file=screen, force_terminal=screen.isatty())
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>5.1f}%"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not screen.isatty()) as progress:
-        task = progress.add_task(text, total=1.0)
-        yield lambda done: progress.update(task, completed=done)

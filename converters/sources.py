@@ -34,7 +34,6 @@ class Encoder:
     T): the matrix that takes the text encoder's vectors to the feature space, None when they are there already (CLIP).
     ``prompts``: the built-in prompts it was trained with, None for CLIP. ``architecture`` steers the int8 recipe."""
 
-    name: str
     source: Source
     architecture: Literal["vit", "cnn"]
     body: nn.Module
@@ -42,7 +41,7 @@ class Encoder:
     size: int
     color: Literal["rgb", "gray"]
     logit_scale: float
-    text: Callable[[], TextEncoder]
+    text: Callable[[], TextEncoder] | None
     text_projection: NDArray[np.float32] | None
     prompts: dict[str, tuple[str, ...]] | None
     label_sets: tuple[str, ...]
@@ -74,7 +73,8 @@ def open_encoder(source: str) -> Encoder:
     path = Path(source)
     if path.is_file():
         return _open_student(path)
-    if not path.exists() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1 or path.parent.is_dir()
+    if not path.exists() and looks_local:
         raise ConversionError(
             f"{source} does not exist: give a CLIP folder, a Hugging Face id (owner/name) or a student checkpoint"
         )
@@ -102,7 +102,23 @@ def load_clip(source: str) -> tuple[Any, Any]:
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConversionError(f"{source} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}")
+    _check_tokenizer(model, tokenizer, source)
     return model.eval(), tokenizer
+
+
+def _check_tokenizer(model: Any, tokenizer: Any, source: str) -> None:
+    """Refuse a tokenizer that is not this model's: where its files are missing, transformers builds an empty one."""
+    size, end = int(model.config.text_config.vocab_size), model.config.text_config.eos_token_id
+    first, second = (tokenizer(text)["input_ids"] for text in ("a photo of anger.", "a photo of fear."))
+    ids = [*first, *second]
+    # 2 is what old configurations say; transformers then pools at the largest id, which has to be the last.
+    pooled = all(s[-1] == max(s) for s in (first, second)) if end == 2 else all(end in s for s in (first, second))
+    unknown = tokenizer.unk_token_id is not None and any(tokenizer.unk_token_id in s[1:-1] for s in (first, second))
+    if first == second or unknown or not pooled or max(ids) >= size:
+        raise ConversionError(
+            f"{source} has no tokenizer that fits its text encoder; "
+            "vocab.json and merges.txt, or tokenizer.json, must be there"
+        )
 
 
 def _open_clip(source: str) -> Encoder:
@@ -113,7 +129,6 @@ def _open_clip(source: str) -> Encoder:
         if k.startswith(("vision_model.", "visual_projection.")) and "position_ids" not in k
     }
     return Encoder(
-        name=source_name(source).rsplit("/", 1)[-1],
         source=Source(source_name(source), weights_sha256(vision)),
         architecture="vit",
         body=_ClipBody(model.vision_model).eval(),
@@ -142,7 +157,6 @@ def _open_student(path: Path) -> Encoder:
     weights = {**student.state_dict(), "text_projection": checkpoint.text_projection}
     prompts = descriptions()
     return Encoder(
-        name=path.stem,
         source=Source(path.name, weights_sha256(weights)),
         architecture="cnn",
         body=_StudentBody(student.convs).eval(),

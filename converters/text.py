@@ -24,13 +24,12 @@ class TextEncoder:
     """One text encoder.
 
     ``kind`` is "clip" or "sentence-transformers"; ``sha256`` identifies the weights and the tokenizer whatever file
-    they came from; ``dim`` is T. ``encode`` maps n sentences to (n, T) float32, unnormalised.
+    they came from; ``encode`` maps n sentences to (n, T) float32, unnormalised.
     """
 
     kind: str
     source: str
     sha256: str
-    dim: int
     encode: Callable[[Sequence[str]], NDArray[np.float32]]
 
 
@@ -58,13 +57,15 @@ def clip_text_encoder(model: Any, tokenizer: Any, source: str) -> TextEncoder:
     """
     limit = int(model.config.text_config.max_position_embeddings)
 
+    @torch.inference_mode()
     def encode(sentences: Sequence[str]) -> NDArray[np.float32]:
-        tokens = tokenizer(list(sentences), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        with torch.inference_mode():
-            out = model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        pooled: torch.Tensor = getattr(out, "pooler_output", out)
-        vectors: NDArray[np.float32] = pooled.float().cpu().numpy()
-        return vectors
+        # One at a time, without padding: which token pads, and on which side, is then no question.
+        rows = []
+        for sentence in sentences:
+            ids = tokenizer(sentence, truncation=True, max_length=limit)["input_ids"]
+            out = model.get_text_features(input_ids=torch.tensor([ids]))
+            rows.append(getattr(out, "pooler_output", out)[0].float().numpy())
+        return np.stack(rows)
 
     side = {
         k: v
@@ -72,7 +73,7 @@ def clip_text_encoder(model: Any, tokenizer: Any, source: str) -> TextEncoder:
         if k.startswith(("text_model.", "text_projection.")) and "position_ids" not in k
     }
     identity = weights_sha256(side, [tokenizer(text)["input_ids"] for text in _PROBE])
-    return TextEncoder("clip", source_name(source), identity, int(model.config.projection_dim), encode)
+    return TextEncoder("clip", source_name(source), identity, encode)
 
 
 def sentence_encoder(source: str) -> TextEncoder:
@@ -100,4 +101,4 @@ def sentence_encoder(source: str) -> TextEncoder:
 
     side = {k: v for k, v in model.state_dict().items() if "position_ids" not in k}
     identity = weights_sha256(side, [tokenizer(text)["input_ids"] for text in _PROBE])
-    return TextEncoder("sentence-transformers", source_name(source), identity, int(model.config.hidden_size), encode)
+    return TextEncoder("sentence-transformers", source_name(source), identity, encode)

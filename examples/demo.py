@@ -29,7 +29,7 @@ def fer_edge_command(*arguments: str) -> str:
     """Run the command line as a user would, and return its stdout."""
     done = subprocess.run([str(Path(sys.executable).with_name("fer-edge")), *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(done.returncode)
+        sys.exit(f"fer-edge {' '.join(arguments)} ended with {done.returncode}: {done.stdout}")
     return done.stdout
 
 

@@ -17,7 +17,7 @@ from .errors import (
     MissingExtraError,
     UsageError,
 )
-from .image import sample_frames
+from .video import sample_frames
 
 __version__ = "0.1.0"
 

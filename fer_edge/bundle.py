@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from .arrays import read_npy, read_npz, write_npz
 from .errors import BundleError, IntegrityError, LabelError, UsageError
 from .labels import LabelSet, is_one_line
 from .manifest import MANIFEST, Artefact, FileRef, LabelSetRef, Manifest, PathRef, read_manifest, to_bytes
+
+MIN_CROPS = 16
+"""A golden set has at least this many crops."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +49,26 @@ def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
 def checked_path(bundle: Bundle, path: str, sha256: str, size: int | None = None) -> Path:
     """The file of the bundle at ``path``, after its hash was checked. Raises BundleError that names the file."""
     file = _inside(bundle.folder, path)
-    digest = hashlib.sha256()
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would wait for ever
             raise BundleError(f"{file} is not a file")
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-            length = stream.tell()
+        digest, length = _digest(file)
     except FileNotFoundError as error:
         raise IntegrityError(f"{file} is missing from the bundle") from error
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} cannot be read: {error}") from error
-    if digest.hexdigest() != sha256 or (size is not None and length != size):
+    if digest != sha256 or (size is not None and length != size):
         raise IntegrityError(f"{file} was altered or truncated: its sha256 does not match the manifest")
     return file
+
+
+def _digest(file: Path) -> tuple[str, int]:
+    """(sha256, bytes) of a file, read piece by piece: artefacts may be larger than a small box's free memory."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest(), stream.tell()
 
 
 def artefact_files(bundle: Bundle, artefact: Artefact) -> tuple[Path, ...]:
@@ -114,7 +123,7 @@ def golden_set(bundle: Bundle) -> Golden:
         and features.dtype == np.float32
         and features.shape == (shape[0], manifest.feature_dim)
     )
-    if not fits or shape[0] < 2 or not np.isfinite(features).all():
+    if not fits or shape[0] < MIN_CROPS or not np.isfinite(features).all():
         raise BundleError(f"{file} does not hold the golden set that the manifest promises")
     return Golden(crops, features)
 
@@ -153,8 +162,7 @@ def _inside(folder: Path, path: str) -> Path:
 
 def file_ref(folder: Path, path: str) -> FileRef:
     """Reference to an existing file of a bundle under construction."""
-    data = (folder / path).read_bytes()
-    return FileRef(path, hashlib.sha256(data).hexdigest(), len(data))
+    return FileRef(path, *_digest(folder / path))
 
 
 def path_ref(folder: Path, path: str) -> PathRef:
@@ -180,7 +188,10 @@ def staged(target: Path, force: bool = False) -> Iterator[Path]:
     target = target.resolve()  # a link stays, and what it points to is replaced
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent} is not a folder; create it first")
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as error:
+        raise UsageError(f"{target.parent} cannot be written: {error.strerror}") from error
     try:
         yield folder
         folder.chmod(0o755)
@@ -189,7 +200,7 @@ def staged(target: Path, force: bool = False) -> Iterator[Path]:
             target.rename(old)
             try:
                 folder.rename(target)
-            except OSError:
+            except BaseException:
                 old.rename(target)
                 raise
             shutil.rmtree(old)
@@ -204,14 +215,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     _write_atomically(folder / MANIFEST, to_bytes(manifest))
 
 
+def check_name(name: str) -> None:
+    """Raise LabelError for what cannot name a label set, and so its file."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+        raise LabelError(f"{name!r} cannot name a label set: use letters, digits, '-', '_' and '.'")
+
+
 def write_label_set(folder: Path, labels: LabelSet) -> LabelSetRef:
     """Write labels/<name>.npz and return its reference."""
-    if (
-        not labels.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
-        or not labels.name.isascii()
-        or labels.name.startswith(".")
-    ):
-        raise LabelError(f"{labels.name!r} cannot name a label set: use letters, digits, '-', '_' and '.'")
+    check_name(labels.name)
     count = len(labels.labels)
     if not count or len(set(labels.labels)) != count or not all(map(is_one_line, labels.labels)):
         raise LabelError(f"label set {labels.name!r} needs labels that differ and hold no line breaks or control characters")

@@ -123,7 +123,7 @@ class Classifier:
         spec = self.bundle.manifest.input
         crop = to_input(image, spec.size, spec.color, box, margin)
         with self._lock:
-            feature, _ = self._alive().run(crop[None])
+            feature, _ = rt.run(self._alive(), crop[None])
         if not np.isfinite(feature).all():
             raise EngineError(f"{self.engine} answered with NaN or Inf on {self.device}; run: fer-edge verify")
         return feature
@@ -154,9 +154,11 @@ def load(
     Raises BundleError, LabelError, MissingExtraError, EngineError or UsageError."""
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise UsageError(f"threads must be a whole number of at least 1; got {threads!r}")
+    if not isinstance(bundle, (str, os.PathLike, type(None))):
+        raise UsageError(f"a bundle is named by the path of its folder; got {type(bundle).__name__}")
     opened = open_bundle(DEFAULT_BUNDLE if bundle is None else bundle)
     name, artefact = choose_artefact(opened, runtime, precision)
-    chosen = label_set(opened, labels or opened.manifest.default_labels)
+    chosen = label_set(opened, opened.manifest.default_labels if labels is None else labels)
     options = (device, threads or rt.default_threads(), execution_precision)
     session = open_session(opened, name, artefact, *options)
     return Classifier(opened, name, artefact.precision if artefact else "fp32", options[1], session, chosen)
@@ -205,7 +207,9 @@ def open_session(
         checked_path(bundle, bundle.manifest.golden.path, bundle.manifest.golden.sha256)
         files = artefact_files(bundle, artefact)
     precision = artefact.precision if artefact else "fp32"
-    return adapter.open(files, rt.Options(precision, device or adapter.devices()[0], threads, execution_precision))
+    return adapter.open(
+        files, rt.Options(precision, adapter.devices()[0] if device is None else device, threads, execution_precision)
+    )
 
 
 def _several(images: Iterable[ImageLike]) -> Iterable[ImageLike]:

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
+
+from .errors import MissingExtraError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -105,6 +108,25 @@ def status() -> Iterator[Callable[[str], None]]:
     finally:
         if live:
             click.echo("\r\033[K", nl=False, err=True)
+
+
+@contextmanager
+def fraction(screen: TextIO, text: str) -> Iterator[Callable[[float], None]]:
+    """Yields a function that takes the fraction done; draws a bar with the time left by rich, which the caller's extra
+    installs; silent when the screen is not a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(file=screen), transient=True, disable=not screen.isatty()) as progress:
+        task = progress.add_task(text, total=1.0)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def need_extra(*packages: str, extra: str) -> None:
+    """Raise MissingExtraError unless all packages are there."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingExtraError(f"the package {package}", extra)
 
 
 class Box(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only

@@ -23,9 +23,6 @@ BARS: Mapping[str, Mapping[str, float]] = {
 """Bars per precision that a conversion has to reach and that a bundle's manifest carries. int8 is meant for trained
 encoders: of a random ViT it keeps a centred cosine of 0.2 to 0.5, which means nothing."""
 
-MIN_CROPS = 16
-"""A golden set has at least this many different crops."""
-
 Run = Callable[[NDArray[np.uint8]], "tuple[NDArray[np.float32], NDArray[np.float32]]"]
 """One crop (1, H, W, C) uint8 -> feature (D,), logits (K,)."""
 

@@ -10,13 +10,12 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageSequence, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import ImageError
 
@@ -28,7 +27,10 @@ MAX_PIXELS = 1 << 26
 """Largest picture that is decoded: 67 million pixels (8192 x 8192), 200 MB as RGB. Ours, not Pillow's: checked before
 the memory is taken."""
 
-_UNREADABLE = (
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
+"""Endings of the files that are taken from a folder of faces."""
+
+UNREADABLE = (
     OSError,
     ValueError,
     SyntaxError,
@@ -38,15 +40,14 @@ _UNREADABLE = (
     IndexError,
     OverflowError,
     AttributeError,
+    MemoryError,
+    RuntimeError,
     struct.error,
-)
-_UNREADABLE_MORE = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
-    MemoryError,
-    RuntimeError,
 )
+"""What Pillow and its plug-ins raise on files that are no pictures, or broken ones."""
 
 _REFUSED = {"EPS", "ICNS", "ICO", "IPTC", "MIC", "WMF"}
 """Formats that are no photographs, and that start another program (EPS: Ghostscript) or decode a picture inside before
@@ -88,7 +89,7 @@ def to_input(
             return np.ascontiguousarray(image)[:, :, None]
     picture, name = _open(image)
     try:
-        picture = _eight_bit(picture)
+        picture = eight_bit(picture)
         if box is not None:
             picture = crop(picture, box, margin)
         picture = picture.convert("RGB" if color == "rgb" else "L")
@@ -97,8 +98,8 @@ def to_input(
         array = np.asarray(picture, dtype=np.uint8)
     except ImageError:
         raise
-    except (*_UNREADABLE, *_UNREADABLE_MORE) as error:
-        raise ImageError(f"{name} cannot be decoded: {_reason(error)}") from error
+    except UNREADABLE as error:
+        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
     return np.ascontiguousarray(array.reshape(*size, channels))
 
 
@@ -129,7 +130,7 @@ def crop(picture: Image.Image, box: Box, margin: float = 0.0) -> Image.Image:
 
 def _open(image: ImageLike) -> tuple[Image.Image, str]:
     if isinstance(image, Image.Image):
-        return _limited(image, "the PIL image"), "the PIL image"
+        return checked_size(image, "the PIL image"), "the PIL image"
     if isinstance(image, np.ndarray):
         return _from_array(image), "the array"
     if not isinstance(image, (str, os.PathLike)):
@@ -141,7 +142,7 @@ def _open(image: ImageLike) -> tuple[Image.Image, str]:
             raise ImageError(f"{path} is not a file")
         if info.st_size == 0:
             raise ImageError(f"{path} is empty")
-        return _limited(_decoder(path), str(path)), str(path)
+        return checked_size(open_picture(path), str(path)), str(path)
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist") from error
     except PermissionError as error:
@@ -150,11 +151,11 @@ def _open(image: ImageLike) -> tuple[Image.Image, str]:
         raise ImageError(f"{path} is not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller first") from error
-    except (*_UNREADABLE, *_UNREADABLE_MORE) as error:
-        raise ImageError(f"{path} cannot be opened: {_reason(error)}") from error
+    except UNREADABLE as error:
+        raise ImageError(f"{path} cannot be opened: {reason(error)}") from error
 
 
-def _decoder(path: Path) -> Image.Image:
+def open_picture(path: Path) -> Image.Image:
     """``Image.open`` without the formats in _REFUSED; the pixels are not decoded yet."""
     with path.open("rb") as file:
         start = file.read(4)
@@ -165,7 +166,8 @@ def _decoder(path: Path) -> Image.Image:
     return Image.open(path, formats=[name for name in Image.ID if name not in _REFUSED])
 
 
-def _limited(picture: Image.Image, name: str) -> Image.Image:
+def checked_size(picture: Image.Image, name: str) -> Image.Image:
+    """The picture, if it has pixels and not too many. Raises ImageError."""
     width, height = picture.size
     if width < 1 or height < 1:
         raise ImageError(f"{name} has no pixels ({width} x {height})")
@@ -189,7 +191,7 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and shape[2] == 1 else array))
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
+def eight_bit(picture: Image.Image) -> Image.Image:
     """Upright, 8 bits a channel, opaque: mode L, RGB or CMYK."""
     picture.load()
     # Not ImageOps.exif_transpose: it writes the EXIF block anew, and fails where some other tag in it is broken.
@@ -201,10 +203,12 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
         picture = picture.transpose(turn)
     mode = picture.mode
     if mode.startswith("I"):
-        values = np.asarray(picture).astype(np.int64)
+        values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError("32-bit integer images have no defined brightness range; convert to 8 or 16 bits first")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        return Image.fromarray(
+            ((values.astype(np.uint32) * np.uint32(255) + np.uint32(32767)) // np.uint32(65535)).astype(np.uint8)
+        )
     if mode == "F":
         raise ImageError("floating-point images have no defined brightness range; convert to 8 or 16 bits first")
     if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
@@ -215,83 +219,10 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     return picture.convert("L" if mode == "1" else "RGB")
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """The first line of an error of Pillow."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _short(box: object) -> str:
     return " ".join(repr(box).split())[:80]
-
-
-def segment_middles(frames: int, segments: int) -> list[int]:
-    """Index of the middle frame of each of ``segments`` equal parts of ``frames`` frames.
-
-    Exp-CLIP ``data_loader/video_dataloader.py``, ``_get_test_indices`` with duration 1. For videos of fewer frames than
-    segments the reference repeats frame 0; here the same formula goes on, so that every frame is seen."""
-    tick = frames / segments
-    return [int(tick / 2 + tick * i) for i in range(segments)]
-
-
-def sample_frames(
-    video: str | os.PathLike[str] | Sequence[ImageLike] | NDArray[np.uint8], count: int = 16
-) -> list[ImageLike]:
-    """``count`` frames from the middles of equal parts of a video, for ``predict_clip``.
-
-    ``video``: a sequence of images, an array (T, H, W, C), a folder of frame images (sorted by name), an animated image
-    file (GIF, WebP, PNG), or any other video file if PyAV (``pip install av``) is there.
-
-    Raises ImageError when there is no frame, or the file cannot be read."""
-    if count < 1:
-        raise ImageError(f"the number of frames must be at least 1; got {count}")
-    if not isinstance(video, (str, os.PathLike)):
-        if not isinstance(video, (Sequence, np.ndarray)):
-            raise ImageError(f"a video is a path, or a list or array of frames; got {type(video).__name__}")
-        return _pick(video, count, "the video")
-    path = Path(video)
-    try:
-        if path.is_dir():
-            return _pick(sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), count, str(path))
-        if not path.is_file():
-            raise ImageError(f"{path} does not exist")
-        with _decoder(path) as animation:
-            _limited(animation, str(path))
-            wanted = segment_middles(getattr(animation, "n_frames", 1), count)
-            kept: dict[int, Image.Image] = {}
-            for i, frame in enumerate(ImageSequence.Iterator(animation)):
-                if i in wanted:
-                    _limited(frame, str(path))  # a frame may be larger than the first one
-                    kept[i] = _eight_bit(frame.copy())
-                    kept[i].info.clear()  # its turn and transparency are applied, and must not be again
-            return [kept[i] for i in wanted]
-    except UnidentifiedImageError:
-        return _decode_video(path, count)
-    except (*_UNREADABLE, *_UNREADABLE_MORE) as error:
-        raise ImageError(f"{path} cannot be decoded: {_reason(error)}") from error
-
-
-def _pick(frames: Sequence[ImageLike] | NDArray[np.uint8], count: int, name: str) -> list[ImageLike]:
-    if len(frames) == 0:
-        raise ImageError(f"{name} has no frames")
-    return [frames[i] for i in segment_middles(len(frames), count)]
-
-
-def _decode_video(path: Path, count: int) -> list[ImageLike]:
-    try:
-        import av
-    except ImportError as error:
-        raise ImageError(f"{path} is not an animated image, and reading video files needs PyAV: pip install av") from error
-
-    def frames() -> Iterator[object]:
-        with av.open(str(path)) as container:
-            yield from container.decode(video=0)
-
-    try:
-        # Containers lie about their length, so the frames are counted first: two passes, one frame in memory at a time.
-        total = sum(1 for _ in frames())
-        if total == 0:
-            raise ImageError(f"{path} has no frames")
-        wanted = segment_middles(total, count)
-        kept = {i: frame.to_image() for i, frame in enumerate(frames()) if i in set(wanted)}  # type: ignore[attr-defined]
-        return [kept[i] for i in wanted]
-    except (av.error.FFmpegError, *_UNREADABLE) as error:
-        raise ImageError(f"{path} cannot be decoded: {_reason(error)}") from error

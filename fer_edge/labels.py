@@ -172,8 +172,8 @@ def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _toml(text: str) -> object:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    if sys.version_info < (3, 11):
+        raise ValueError("TOML needs Python 3.11; write JSON")
+    import tomllib
+
     return tomllib.loads(text)

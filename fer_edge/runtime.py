@@ -121,10 +121,23 @@ def load_runtime(name: str) -> Runtime:
 
 
 def silence_openvino_telemetry() -> None:
-    """Call before the first import of openvino or nncf: selects the stubs of their telemetry modules, so that neither
-    ever calls out."""
-    if "openvino" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    """Call before importing openvino or nncf: selects the stubs of their telemetry modules, so that neither calls out.
+
+    Where an application imported openvino before us, its real telemetry is there already: then its messages are dropped.
+    """
+    loaded = sys.modules.get("openvino_telemetry")
+    for name in ("start_session", "end_session", "send_event", "send_error", "send_stack_trace"):
+        if loaded is not None and hasattr(loaded.Telemetry, name):
+            setattr(loaded.Telemetry, name, lambda *_, **__: None)
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+
+def run(session: Session, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """``session.run``, with an engine's own exception (some refuse a model only at its first run) as an EngineError."""
+    try:
+        return session.run(crop)
+    except Exception as error:  # engines raise what they like
+        raise EngineError(f"{session.engine} on {session.device} failed while running: {one_line(error)}") from error
 
 
 def default_threads() -> int:

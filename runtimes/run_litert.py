@@ -20,7 +20,9 @@ try:
     from ai_edge_litert import interpreter as tflite
 
     _NAME = "ai-edge-litert"
-except ImportError:
+except ModuleNotFoundError as error:
+    if error.name != "ai_edge_litert":  # it is there and broken: that is worth an error, not an older engine
+        raise
     import tflite_runtime as package
     from tflite_runtime import interpreter as tflite
 

@@ -62,7 +62,7 @@ def open(files: Sequence[Path], options: Options) -> _Session:
     settings.log_severity_level = 4
     wanted = f"{name}{_SUFFIX}"
     try:
-        session = ort.InferenceSession(str(files[0]), settings, providers=[wanted])
+        session = ort.InferenceSession(str(files[0]), settings, providers=[wanted], enable_fallback=0)
         opened = _Session(session, _execution_precision(options.precision, name))
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         raise EngineError(f"onnxruntime on {name} refuses {files[0].name}: {one_line(error)}") from error

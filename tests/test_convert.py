@@ -190,6 +190,15 @@ def test_drift_is_refused_by_how_much_or_recorded(clip: Path, tmp_path: Path, mo
     assert artefact.drift_allowed
     (row,) = verify(bundle).rows
     assert row.status == "drift allowed"
+    # What was allowed is the drift that the conversion saw; a manifest that saw less turns the same answer into a miss.
+    from dataclasses import replace
+
+    from fer_edge.bundle import Bundle
+
+    parity = {**artefact.parity, "centred_cosine": 0.9, "self_retrieval": 1.0}
+    manifest = replace(bundle.manifest, artefacts=(replace(artefact, parity=parity),))
+    (row,) = verify(Bundle(bundle.folder, manifest)).rows
+    assert row.status == "miss"
 
 
 def test_sources_that_cannot_be_converted(clip: Path, tmp_path: Path) -> None:
@@ -218,9 +227,59 @@ def test_sources_that_cannot_be_converted(clip: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(fer_edge.UsageError, match="exists already"):
         convert(str(clip), clip.parent, Plan(**FP32_OPENVINO))
-    with pytest.raises(fer_edge.UsageError, match="carries its own projection"):
+    with pytest.raises(fer_edge.UsageError, match="has its own projection"):
         convert(str(STUDENT), tmp_path / "out", Plan(projection=clip.parent / "head.pth", **FP32_OPENVINO))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_clip_whose_tokenizer_is_missing_or_foreign_is_refused(clip: Path, tmp_path: Path) -> None:
+    """transformers builds an empty tokenizer without a word; every prompt would then mean the same."""
+    for name, files in {"none": (), "config only": ("tokenizer_config.json",)}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in ("config.json", "model.safetensors", *files):
+            (folder / file).write_bytes((clip / file).read_bytes())
+        with pytest.raises(fer_edge.ConversionError, match="tokenizer"):
+            convert(str(folder), tmp_path / "out", Plan(**FP32_OPENVINO))
+    folder = tmp_path / "wrong end"
+    folder.mkdir()
+    for file in clip.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 7
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(fer_edge.ConversionError, match="tokenizer"):
+        convert(str(folder), tmp_path / "out", Plan(**FP32_OPENVINO))
+
+
+def test_prompts_that_mean_the_same_are_refused(clip: Path, tmp_path: Path) -> None:
+    """Two prompts that differ only behind the context length are one prompt."""
+    long = "a photo of a face " * 30
+    (tmp_path / "long.json").write_text(json.dumps({"a": f"{long} of anger", "b": f"{long} of fear"}))
+    with pytest.raises(fer_edge.LabelError, match="mean the same"):
+        convert(str(clip), tmp_path / "out", Plan(labels=str(tmp_path / "long.json"), **FP32_OPENVINO))
+
+
+def test_what_readers_refuse_is_not_written(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(fer_edge.FerEdgeError):
+        convert(str(clip), tmp_path / "out", Plan(name="a\nb", **FP32_OPENVINO))
+    (tmp_path / "my moods.toml").write_text('a = "x"\nb = "y"\n')
+    with pytest.raises(fer_edge.LabelError, match="cannot name a label set"):
+        convert(str(clip), tmp_path / "out", Plan(labels=str(tmp_path / "my moods.toml"), **FP32_OPENVINO))
+    with pytest.raises(fer_edge.UsageError, match="go with a CLIP"):
+        convert(str(STUDENT), tmp_path / "out", Plan(normalize="clip", **FP32_OPENVINO))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["my moods.toml"]
+
+
+def test_label_sets_without_prompts_are_named(clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "seven.json").write_text(json.dumps({label: f"{label}!" for label in LABEL_SETS["rafdb7"]}))
+    arguments = ["--runtime", "openvino", "--precision", "fp32", "--prompts", str(tmp_path / "seven.json")]
+    with pytest.raises(SystemExit) as end:
+        main(["convert", str(clip), "-o", str(tmp_path / "b"), *arguments])
+    assert end.value.code == 0
+    err = capfd.readouterr().err
+    assert "ferplus8 was left out; the prompts have none for contempt" in err
+    assert "mafw11 was left out" in err
 
 
 def test_all_precisions_of_a_student_reach_their_bars(tmp_path: Path) -> None:

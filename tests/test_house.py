@@ -4,6 +4,7 @@ out."""
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -158,10 +159,20 @@ except SystemExit as end:
 
 
 @pytest.mark.parametrize(
-    "command", ["predict openvino", "predict litert", "predict onnxruntime", "verify", "doctor", "convert"]
+    "command",
+    [
+        "predict openvino",
+        "predict litert",
+        "predict onnxruntime",
+        "verify",
+        "doctor",
+        "convert openvino",
+        "convert litert",
+        "convert onnxruntime",
+    ],
 )
 def test_nothing_calls_out(command: str, root: Path, portrait: Path, tmp_path: Path) -> None:
-    """Neither Python sockets (patched) nor engines' own (no connect in the system calls, where strace is there)."""
+    """No Python socket connects or resolves a name, in our code or in that of the engines and converters."""
     kind, _, runtime = command.partition(" ")
     arguments = {
         "predict": ["predict", str(portrait), "--runtime", runtime],
@@ -173,12 +184,29 @@ def test_nothing_calls_out(command: str, root: Path, portrait: Path, tmp_path: P
             "-o",
             str(tmp_path / "b"),
             "--runtime",
-            "openvino",
+            runtime,
         ],
     }[kind]
     done = subprocess.run([sys.executable, "-c", NO_SOCKETS, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "a socket was opened" not in done.stdout + done.stderr
+
+
+def test_telemetry_is_off_even_after_an_application_imported_openvino() -> None:
+    code = """
+import openvino, sys
+loaded = sys.modules.get("openvino_telemetry")
+from fer_edge.runtime import silence_openvino_telemetry
+silence_openvino_telemetry()
+sent = []
+if loaded is not None:
+    loaded.Telemetry.send_event(sent)
+import nncf.telemetry.wrapper as wrapper
+print(type(wrapper.telemetry).__name__)
+"""
+    quiet = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}  # nncf sends nothing under pytest anyway
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=quiet)
+    assert done.stdout.strip() == "MagicMock", "nncf's stub is a MagicMock; its real telemetry is NNCFTelemetry"
 
 
 def test_the_socket_test_can_fail() -> None:

@@ -20,7 +20,8 @@ from PIL import Image
 
 import fer_edge
 from fer_edge import ImageError, sample_frames
-from fer_edge.image import MAX_PIXELS, crop, segment_middles, to_input
+from fer_edge.image import MAX_PIXELS, crop, to_input
+from fer_edge.video import segment_middles
 
 Pixels = NDArray[np.uint8]
 Color = Literal["rgb", "gray"]

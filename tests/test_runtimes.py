@@ -14,7 +14,7 @@ from PIL import Image
 import fer_edge
 from fer_edge import runtime as rt
 from fer_edge.bundle import golden_set, label_set, open_bundle
-from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.classifier import DEFAULT_BUNDLE, choose_artefact, open_session
 
 ENGINES = [name for name in rt.RUNTIMES if name != "null"]
 BOX = (168, 56, 112, 112)
@@ -158,6 +158,35 @@ def test_null_spins_for_the_time_it_is_told() -> None:
     for device in ("spin", "spin:0", "spin:-1", "spin:nan", "gpu"):
         with pytest.raises(fer_edge.EngineError, match="spin:MS"):
             fer_edge.load(runtime="null", device=device)
+
+
+@pytest.mark.parametrize("device", ["AUTO", "HETERO:CPU", "MULTI:CPU", "AUTO:CPU"])
+def test_openvino_never_chooses_a_device_by_itself(device: str) -> None:
+    need("openvino")
+    with pytest.raises(fer_edge.EngineError, match="there are CPU"):
+        fer_edge.load(runtime="openvino", device=device)
+
+
+@pytest.mark.parametrize("runtime", ENGINES)
+def test_an_engine_that_fails_while_running_is_one_error(runtime: str) -> None:
+    """A crop of the wrong shape is refused by every engine in its own way; users see an EngineError."""
+    need(runtime)
+    opened = open_bundle(DEFAULT_BUNDLE)
+    name, artefact = choose_artefact(opened, runtime, "int8")
+    session = open_session(opened, name, artefact, None, 1, None)
+    with pytest.raises(fer_edge.EngineError, match="failed while running") as caught:
+        rt.run(session, np.zeros((1, 7, 7, 1), np.uint8))
+    assert "\n" not in str(caught.value)
+    session.close()
+
+
+def test_arguments_of_a_wrong_type() -> None:
+    with pytest.raises(fer_edge.UsageError, match="path of its folder"):
+        fer_edge.load(123)  # type: ignore[arg-type]
+    with pytest.raises(fer_edge.LabelError):
+        fer_edge.load(labels="")
+    with pytest.raises(fer_edge.EngineError):
+        fer_edge.load(device="")
 
 
 def test_nan_is_an_error_and_not_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

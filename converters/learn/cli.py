@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from fer_edge.console import Rooms, common, emit, say
+from fer_edge.console import Rooms, common, emit, fraction, need_extra, say
 
-from ..cli import hushed, need_extra
+from ..cli import hushed
 
 
 @click.group(cls=Rooms)
@@ -82,7 +82,7 @@ def sentences(text_encoder: str, source_name: str, output: Path | None, as_json:
     type=click.Path(path_type=Path),
     help="Folder for the state and log.csv; go on from it.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True, help="Passes over the faces.")
+@click.option("--epochs", type=click.IntRange(min=1), default=25, show_default=True, help="Passes over the faces.")
 @click.option("--batch", type=click.IntRange(min=2), default=128, show_default=True, help="Faces per step.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same run.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: torch's own.")
@@ -104,7 +104,6 @@ def train(
 
     from fer_edge.labels import LABEL_SETS
 
-    from ..progress import fraction
     from .faces import load_faces
     from .sentences import descriptions, stored_sentences
     from .student import StudentConfig, save_student

@@ -33,12 +33,15 @@ class Sentences:
         index = {text: i for i, text in enumerate(self.texts)}
         missing = [text for text in texts if text not in index]
         if missing:
-            raise LabelError(f'no stored vector for the sentence "{missing[0]}"; name a text encoder: --text-encoder SOURCE')
+            raise LabelError(
+                f'no stored vector for the sentence "{missing[0]}"; convert without --prompts, '
+                "then: fer-edge labels add BUNDLE FILE --text-encoder SOURCE"
+            )
         return self.vectors[[index[text] for text in texts]]
 
     def encoder(self) -> TextEncoder:
         """The table seen as a text encoder that knows only its own sentences."""
-        return TextEncoder(self.kind, self.source, self.sha256, self.vectors.shape[1], self.lookup)
+        return TextEncoder(self.kind, self.source, self.sha256, self.lookup)
 
 
 def descriptions() -> dict[str, tuple[str, ...]]:

@@ -44,14 +44,6 @@ class StudentConfig:
                 channels = width
         return shapes
 
-    def macs(self) -> int:
-        """Multiply-accumulates of one forward pass of the deployed network."""
-        side, total = self.size, self.widths[-1] * self.feature_dim
-        for cin, cout, stride in self.layers():
-            side = (side - 1) // stride + 1
-            total += 9 * cin * cout * side * side
-        return total
-
 
 class RepBlock(nn.Module):
     """Training form of one convolution: 3x3 + 1x1 (+ identity where the shape allows), each batch-normalised."""
@@ -165,15 +157,6 @@ def save_student(path: Path, checkpoint: StudentCheckpoint) -> None:
         "meta": dict(checkpoint.meta),
     }
     save_file(tensors, path, metadata={FORMAT: json.dumps(header, sort_keys=True)})
-
-
-def is_student(path: Path) -> bool:
-    """Whether a file is a student checkpoint (by its safetensors header, not by its name)."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return FORMAT in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
 
 
 def load_student(path: Path) -> StudentCheckpoint:
