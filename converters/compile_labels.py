@@ -65,7 +65,7 @@ def compile_label_set(
     constants = class_constants(list(prompts.values()), text.encode, r)
     names = list(prompts)
     for i, k in combinations(range(len(names)), 2):
-        if prompts[names[i]] != prompts[names[k]] and np.allclose(constants[i], constants[k], atol=1e-7):
+        if prompts[names[i]] != prompts[names[k]] and np.allclose(constants[i], constants[k], rtol=0, atol=1e-7):
             raise LabelError(
                 f"the prompts of {names[i]!r} and {names[k]!r} mean the same to the text encoder; are they too long, or cut?"
             )

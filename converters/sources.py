@@ -111,10 +111,9 @@ def _check_tokenizer(model: Any, tokenizer: Any, source: str) -> None:
     size, end = int(model.config.text_config.vocab_size), model.config.text_config.eos_token_id
     first, second = (tokenizer(text)["input_ids"] for text in ("a photo of anger.", "a photo of fear."))
     ids = [*first, *second]
-    # 2 is what old configurations say; transformers then pools at the largest id, which has to be the last.
-    pooled = all(s[-1] == max(s) for s in (first, second)) if end == 2 else all(end in s for s in (first, second))
-    unknown = tokenizer.unk_token_id is not None and any(tokenizer.unk_token_id in s[1:-1] for s in (first, second))
-    if first == second or unknown or not pooled or max(ids) >= size:
+    # 2 is what old configurations say; transformers then pools at the largest id, whichever it is.
+    pooled = end == 2 or (end in first and end in second)
+    if first == second or not pooled or max(ids) >= size:
         raise ConversionError(
             f"{source} has no tokenizer that fits its text encoder; "
             "vocab.json and merges.txt, or tokenizer.json, must be there"

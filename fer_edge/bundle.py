@@ -217,7 +217,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def check_name(name: str) -> None:
     """Raise LabelError for what cannot name a label set, and so its file."""
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise LabelError(f"{name!r} cannot name a label set: use letters, digits, '-', '_' and '.'")
 
 
