@@ -158,6 +158,36 @@ except SystemExit as end:
 """
 
 
+NO_CONNECT = """
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+int connect(int fd, const struct sockaddr *address, socklen_t length) {
+    static const char text[] = "a socket was opened from native code\\n";
+    (void)fd; (void)length;
+    if (address->sa_family == AF_INET || address->sa_family == AF_INET6) {
+        if (write(2, text, strlen(text)) < 0) abort();
+        _exit(99);
+    }
+    return -1;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which connect() ends the process, from C++ too; without a C compiler only Python is watched."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}  # nncf is silent under pytest anyway
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return environment
+    folder = tmp_path_factory.mktemp("watch")
+    (folder / "watch.c").write_text(NO_CONNECT)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "watch.so", folder / "watch.c"], check=True)
+    return {**environment, "LD_PRELOAD": str(folder / "watch.so")}
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -171,8 +201,8 @@ except SystemExit as end:
         "convert onnxruntime",
     ],
 )
-def test_nothing_calls_out(command: str, root: Path, portrait: Path, tmp_path: Path) -> None:
-    """No Python socket connects or resolves a name, in our code or in that of the engines and converters."""
+def test_nothing_calls_out(command: str, root: Path, portrait: Path, tmp_path: Path, watched: dict[str, str]) -> None:
+    """No socket connects, in our code or in that of the engines and converters, in Python or in C++."""
     kind, _, runtime = command.partition(" ")
     arguments = {
         "predict": ["predict", str(portrait), "--runtime", runtime],
@@ -187,7 +217,7 @@ def test_nothing_calls_out(command: str, root: Path, portrait: Path, tmp_path: P
             runtime,
         ],
     }[kind]
-    done = subprocess.run([sys.executable, "-c", NO_SOCKETS, *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", NO_SOCKETS, *arguments], capture_output=True, text=True, env=watched)
     assert done.returncode == 0, done.stderr
     assert "a socket was opened" not in done.stdout + done.stderr
 
@@ -207,6 +237,13 @@ print(type(wrapper.telemetry).__name__)
     quiet = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}  # nncf sends nothing under pytest anyway
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=quiet)
     assert done.stdout.strip() == "MagicMock", "nncf's stub is a MagicMock; its real telemetry is NNCFTelemetry"
+
+
+def test_the_native_socket_test_can_fail(watched: dict[str, str]) -> None:
+    if "LD_PRELOAD" not in watched:
+        pytest.skip("no C compiler to watch native code with")
+    code = "import socket; socket.socket().connect(('127.0.0.1', 9))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, env=watched).returncode == 99
 
 
 def test_the_socket_test_can_fail() -> None:
