@@ -73,8 +73,10 @@ def read_faces(data: Path, truth: str | None = None, classes: str | None = None)
         return LabelledFaces([p for p, _ in files], [c for _, c in files])
     if not data.is_file():
         raise UsageError(f"{data} does not exist")
+    if data.suffix.lower() != ".npz" and (truth is None or classes is None):
+        raise UsageError(f"{data} is neither a folder with a folder per class nor an npz file")
     if truth is None or classes is None:
-        raise UsageError(f"{data} is a file: name its members with --truth MEMBER and --classes MEMBER")
+        raise UsageError(f"{data} is an npz file: name its members with --truth MEMBER and --classes MEMBER")
     images, labels, names = _members(data, "images", truth, classes)
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UsageError(

@@ -15,10 +15,10 @@ def evaluation_text(result: Evaluation) -> str:
         f"{result.n} faces: WAR {result.war:.2%}, UAR {result.uar:.2%} ({ran}, labels {result.label_set})",
         f"left out: {result.left_out} without a label, {skipped} of unknown classes, {len(result.unreadable)} unreadable",
         "",
-        f"{corner:<{width}}  recall  " + " ".join(f"{label[:6]:>6}" for label in result.labels),
+        f"{corner:<{width}}  recall  " + " ".join(f"{label[:9]:>9}" for label in result.labels),
     ]
     for label, row in zip(result.labels, result.confusion, strict=True):
         recall = result.per_class_recall[label]
         shown = f"{recall:6.1%}" if recall is not None else "     -"
-        lines.append(f"{label:<{width}}  {shown}  " + " ".join(f"{count:>6}" for count in row))
+        lines.append(f"{label:<{width}}  {shown}  " + " ".join(f"{count:>9}" for count in row))
     return "\n".join(lines)

@@ -62,6 +62,8 @@ def from_folder(source: Path, count: int, size: int, color: Literal["rgb", "gray
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise ConversionError(f"{source} is neither a folder of faces nor an npz file with a member images") from error
     else:
+        if not source.exists():
+            raise ConversionError(f"{source} does not exist; name a folder of faces to calibrate with")
         pool = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if source.is_dir() else []
     if not pool:
         raise ConversionError(f"{source} has no images to calibrate with")

@@ -184,7 +184,7 @@ def read_projection(path: Path, dim: int) -> tuple[NDArray[np.float32], Source]:
         raise ConversionError(f"{path} does not exist") from error
     except Exception as error:  # torch.load raises whatever its unpickler meets
         raise ConversionError(
-            f"{path} is not a readable projection ({(str(error).splitlines() or [type(error).__name__])[0][:160]})"
+            f"{path} is not a readable projection: expected the reference's .pth or safetensors ({type(error).__name__})"
         ) from error
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
         tensors = tensors["state_dict"]

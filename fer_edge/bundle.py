@@ -259,7 +259,9 @@ def add_label_set(bundle: Bundle, labels: LabelSet) -> Bundle:
         manifest = replace(bundle.manifest, label_sets=(*bundle.manifest.label_sets, ref))
         write_manifest(bundle.folder, manifest)
     except OSError as error:
-        raise BundleError(f"{bundle.folder} cannot be written: {error}") from error
+        raise BundleError(
+            f"{bundle.folder} cannot be written: {error.strerror}; copy the bundle to a folder of yours"
+        ) from error
     return Bundle(bundle.folder, manifest)
 
 

@@ -32,7 +32,8 @@ ROOM_COMMANDS = {
 def cli() -> None:
     """Facial-expression recognition on edge devices: predict, check and measure bundles; convert your own.
 
-    A bundle that is not named is the embedded default. Exit status: 0 good, 1 a check failed, 2 wrong use or bad input.
+    A bundle that is not named is the embedded default. Exit status: 0 good, 1 a check failed,
+    2 wrong use or bad input, 130 interrupted.
     """
 
 
@@ -77,7 +78,7 @@ def predict(images: tuple[str, ...], box: Any, margin: float, bundle: Path | Non
                 ranked = sorted(result.scores.items(), key=lambda item: -item[1])
                 shown = ", ".join(f"{name} {score:.1%}" for name, score in ranked[:3])
                 click.echo(f"{click.format_filename(image)}: {shown}")
-        if not as_json:
+        if not as_json and failed < len(images):
             computed = f"{clf.precision} artefact computed in {clf.execution_precision}"
             say(f"({clf.engine}, {computed} on {clf.device}, labels {clf.label_set})")
     if failed:

@@ -49,14 +49,16 @@ def common(command: F) -> F:
     command = click.option("--debug", is_flag=True, expose_value=False, help="On an error, show the whole traceback.")(
         command
     )
-    return click.option("--json", "as_json", is_flag=True, help="JSON on stdout, and nothing else there.")(command)
+    return click.option(
+        "--json", "as_json", is_flag=True, help="JSON on stdout, one object a line, and nothing else there."
+    )(command)
 
 
 def engine_options(command: F, runtime: str = "the first one installed", precision: str = "int8 where there is one") -> F:
     """--runtime, --device, --precision, --threads and --execution-precision. ``runtime`` and ``precision``: what the
     command takes when none is named."""
     options = (
-        click.option("--runtime", help=f"openvino, litert, onnxruntime or null. Default: {runtime}."),
+        click.option("--runtime", help=f"openvino, litert or onnxruntime. Default: {runtime}."),
         click.option(
             "--device", help="Where to run, by the engine's own name; 'fer-edge doctor' lists them. Default: its CPU."
         ),

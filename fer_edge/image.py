@@ -56,6 +56,8 @@ its size can be checked."""
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"BM": "BMP", b"GIF8": "GIF", b"RIFF": "WEBP"}
 """First bytes -> the format, of the usual ones."""
 
+_VIDEOS = {".mp4", ".mkv", ".avi", ".mov", ".webm"}
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -148,7 +150,8 @@ def _open(image: ImageLike) -> tuple[Image.Image, str]:
     except PermissionError as error:
         raise ImageError(f"{path} may not be read (permission denied)") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path} is not an image that Pillow can read") from error
+        video = "; for a video: fer_edge.sample_frames and predict_clip" if path.suffix.lower() in _VIDEOS else ""
+        raise ImageError(f"{path} is not an image that Pillow can read{video}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller first") from error
     except UNREADABLE as error:

@@ -141,6 +141,8 @@ def read_prompt_file(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         text = path.read_text(encoding="utf-8")
         table = json.loads(text, object_pairs_hook=_no_repeats) if path.suffix.lower() == ".json" else _toml(text)
+    except FileNotFoundError as error:
+        raise LabelError(f"{path} does not exist; name a TOML or JSON file, label -> prompt or prompts") from error
     except (OSError, ValueError, RecursionError) as error:
         raise LabelError(f"{path} is not a readable TOML or JSON file ({(str(error).splitlines() or [''])[0]})") from error
     if not isinstance(table, dict) or not table:

@@ -162,7 +162,8 @@ def read_manifest(folder: Path) -> Manifest:
             raise BundleError(f"{path} is larger than any manifest ({_MAX_BYTES:,} bytes)")
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}") from error
+        what = f"it has no {MANIFEST}" if folder.is_dir() else "it is a file" if folder.exists() else "it does not exist"
+        raise BundleError(f"{folder} is not a bundle: {what}") from error
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
     try:

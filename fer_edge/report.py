@@ -7,6 +7,7 @@ from typing import Any
 
 from .bundle import Bundle
 from .doctor import Diagnosis
+from .golden import BARS
 from .manifest import digest_of
 from .verify import Report
 
@@ -91,6 +92,9 @@ def describe(bundle: Bundle) -> str:
     return f"{table(facts)}\n\n{table(rows)}"
 
 
+_PURPOSE = {"convert": "convert models, on a host", "bench": "evaluate"}
+
+
 def diagnosis_text(found: Diagnosis) -> str:
     """What ``doctor`` prints."""
     facts = [
@@ -101,7 +105,8 @@ def diagnosis_text(found: Diagnosis) -> str:
     rows = [["runtime", "engine", "devices"]]
     rows += [[e.runtime, e.engine or "not ready", ", ".join(e.devices) or e.cure] for e in found.engines]
     extras = [
-        f"The extra '{name}' is not complete; to install it: {command}" for name, command in found.missing_extras.items()
+        f"Not here, and not needed to predict or verify: the extra '{name}' ({_PURPOSE[name]}): {command}"
+        for name, command in found.missing_extras.items()
     ]
     return "\n".join([table(facts), "", table(rows), *(["", *extras] if extras else [])])
 
@@ -136,7 +141,13 @@ def verdict_text(report: Report) -> str:
         lines += [
             f"{row.runtime} {row.precision}: {row.problem}" for row in report.rows if row.problem not in ("", *report.files)
         ]
+    precisions = {row.precision: None for row in report.rows if row.parity}
+    lines += [f"Bars of {p}: {', '.join(_bar(name, bar) for name, bar in BARS[p].items())}." for p in precisions]
     return "\n".join([*lines, _verdict(report)])
+
+
+def _bar(name: str, bar: float) -> str:
+    return f"{name.replace('_', ' ')} {'at most' if name == 'score_difference' else 'at least'} {bar:g}"
 
 
 def _verdict(report: Report) -> str:

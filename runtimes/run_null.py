@@ -21,8 +21,8 @@ EXTRA = ""
 
 
 def engine() -> str:
-    """The name; there is no engine behind it."""
-    return "null"
+    """What is printed where an engine's name and version would be."""
+    return _Session.engine
 
 
 def devices() -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def devices() -> tuple[str, ...]:
 
 
 class _Session:
-    engine = "null"
+    engine = "null: recorded answers, no model ran"
     execution_precision = "none"
 
     def __init__(self, answers: dict[bytes, NDArray[np.float32]], device: str, seconds: float) -> None:

@@ -309,7 +309,7 @@ def test_size_that_no_file_has(bundle: Path) -> None:
 
 def test_not_a_bundle(tmp_path: Path, bundle: Path) -> None:
     for folder in (tmp_path, tmp_path / "none", bundle / MANIFEST):
-        with refused(str(folder), says="no manifest.json"):
+        with refused(str(folder), says="is not a bundle"):
             fer_edge.load(folder)
     with refused("cannot be read"):
         open_bundle("a\0b")

@@ -301,8 +301,8 @@ def test_an_unknown_device_is_one_line_that_names_the_engine(
         (["info", "a", "b"], ["b", "fer-edge info --help"]),
         (["doctor", "now"], ["now"]),
         (["info", "--runtime", "openvino"], ["--runtime"]),
-        (["info", "/nowhere"], ["/nowhere", "manifest.json"]),
-        (["labels", "list", "/nowhere"], ["/nowhere", "manifest.json"]),
+        (["info", "/nowhere"], ["/nowhere", "does not exist"]),
+        (["labels", "list", "/nowhere"], ["/nowhere", "does not exist"]),
     ],
     ids=lambda value: " ".join(value),
 )
