@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,10 @@ TOML = 'zest = "full of zest."\nawe = ["in awe.", "größte Ehrfurcht ☺", "lin
 @pytest.mark.parametrize(("name", "text"), [("a.json", JSON), ("A.JSON", JSON), ("a.toml", TOML), ("labels.txt", TOML)])
 def test_prompt_files(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
+    if text is TOML and sys.version_info < (3, 11):
+        with pytest.raises(LabelError, match=r"Python 3\.11; write JSON"):
+            read_prompt_file(tmp_path / name)
+        return
     prompts = read_prompt_file(tmp_path / name)
     awe = ("in awe.", "größte Ehrfurcht ☺", "line\nbreak")
     assert list(prompts.items()) == [("zest", ("full of zest.",)), ("awe", awe), ("a b", ("x",))]
