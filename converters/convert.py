@@ -116,6 +116,8 @@ def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None
         if runtime not in RUNTIMES:
             raise UsageError(f"no artefacts are made for the runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
         load_runtime(runtime)
+    if plan.symmetric and "onnxruntime" not in plan.runtimes:
+        raise UsageError("--symmetric is about onnxruntime's int8 artefact; add --runtime onnxruntime")
     total = 1 + len(plan.runtimes)
     with staged(target, plan.force) as folder:
         report(Step(0, total, f"reading {source}"))

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fer_edge.errors import ConversionError
 from fer_edge.labels import LABEL_SETS
@@ -55,17 +54,6 @@ class _ClipBody(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled: Tensor = self.vision(pixel_values=x).pooler_output
         return pooled
-
-
-class _StudentBody(nn.Module):
-    def __init__(self, convs: nn.ModuleList) -> None:
-        super().__init__()
-        self.convs = convs
-
-    def forward(self, x: Tensor) -> Tensor:
-        for conv in self.convs:
-            x = F.relu(conv(x))
-        return x.mean((2, 3))
 
 
 def open_encoder(source: str) -> Encoder:
@@ -144,7 +132,7 @@ def _open_clip(source: str) -> Encoder:
 
 def _open_student(path: Path) -> Encoder:
     from .learn.sentences import descriptions, stored_sentences
-    from .learn.student import load_student
+    from .learn.student import StudentBody, load_student
 
     checkpoint = load_student(path)
     student, table = checkpoint.student, stored_sentences()
@@ -158,7 +146,7 @@ def _open_student(path: Path) -> Encoder:
     return Encoder(
         source=Source(path.name, weights_sha256(weights)),
         architecture="cnn",
-        body=_StudentBody(student.convs).eval(),
+        body=StudentBody(student.convs).eval(),
         last=student.head.weight.detach().numpy(),
         size=student.config.size,
         color="gray",

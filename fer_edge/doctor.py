@@ -65,7 +65,7 @@ class Diagnosis:
 def diagnose(version: str) -> Diagnosis:
     """Look at this box; imports every installed engine."""
     model, features = cpu()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = rt.usable_processors()
     missing = {
         e: f"pip install 'fer-edge[{e}]'" for e, names in _EXTRA_PACKAGES.items() if any(find_spec(n) is None for n in names)
     }

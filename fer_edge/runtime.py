@@ -66,11 +66,8 @@ class Session(Protocol):
 class Runtime(Protocol):
     """What an adapter module offers."""
 
-    EXTRA: str
-    """The extra that installs the engine; empty when it needs none."""
-
     def engine(self) -> str:
-        """Engine and version. Raises ImportError when the engine is not installed."""
+        """Engine and version."""
 
     def devices(self) -> tuple[str, ...]:
         """Names that ``Options.device`` may have on this machine, the default first."""
@@ -141,9 +138,13 @@ def run(session: Session, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32],
 
 
 def default_threads() -> int:
-    """Threads when none are named: the processors this process may use, at most 4 (small networks only lose beyond)."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(4, usable))
+    """Threads when none are named: the processors this process may use, at most 4."""
+    return min(4, usable_processors())
+
+
+def usable_processors() -> int:
+    """Processors that this process may use, at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def one_line(error: BaseException) -> str:

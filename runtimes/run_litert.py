@@ -28,7 +28,6 @@ except ModuleNotFoundError as error:
 
     _NAME = "tflite_runtime"
 
-EXTRA = "litert"
 _DELEGATE = "delegate:"
 
 

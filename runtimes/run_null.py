@@ -17,8 +17,6 @@ from fer_edge.arrays import read_npz
 from fer_edge.errors import EngineError
 from fer_edge.runtime import Options
 
-EXTRA = ""
-
 
 def engine() -> str:
     """What is printed where an engine's name and version would be."""

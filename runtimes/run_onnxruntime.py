@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from fer_edge.errors import EngineError
 from fer_edge.runtime import Options, one_line
 
-EXTRA = "onnxruntime"
 _SUFFIX = "ExecutionProvider"
 _NOT_DEVICES = ("AzureExecutionProvider",)
 

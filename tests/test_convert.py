@@ -266,6 +266,8 @@ def test_what_readers_refuse_is_not_written(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "my moods.toml").write_text('a = "x"\nb = "y"\n')
     with pytest.raises(fer_edge.LabelError, match="cannot name a label set"):
         convert(str(clip), tmp_path / "out", Plan(labels=str(tmp_path / "my moods.toml"), **FP32_OPENVINO))
+    with pytest.raises(fer_edge.UsageError, match="--runtime onnxruntime"):
+        convert(str(STUDENT), tmp_path / "out", Plan(symmetric=True, **FP32_OPENVINO))
     with pytest.raises(fer_edge.UsageError, match="go with a CLIP"):
         convert(str(STUDENT), tmp_path / "out", Plan(normalize="clip", **FP32_OPENVINO))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["my moods.toml"]

@@ -77,7 +77,7 @@ def sentences(text_encoder: str, source_name: str, output: Path | None, as_json:
 )
 @click.option(
     "--work",
-    default="work/student",
+    default="runs/student",
     show_default=True,
     type=click.Path(path_type=Path),
     help="Folder for the state and log.csv; go on from it.",

@@ -87,20 +87,31 @@ class RepBlock(nn.Module):
         return conv
 
 
-class Student(nn.Module):
+class StudentBody(nn.Module):
+    """The convolutions of a deployed student: gray faces (N, 1, S, S) in [0, 1] -> (N, widths[-1])."""
+
+    def __init__(self, convs: nn.ModuleList) -> None:
+        super().__init__()
+        self.convs = convs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Averaged activations (N, widths[-1]) of the last convolution."""
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return x.mean((2, 3))
+
+
+class Student(StudentBody):
     """Deployed form. Input (N, 1, S, S) float in [0, 1]; output feature (N, feature_dim), unnormalised."""
 
     def __init__(self, config: StudentConfig) -> None:
-        super().__init__()
+        super().__init__(nn.ModuleList(nn.Conv2d(i, o, 3, s, 1) for i, o, s in config.layers()))
         self.config = config
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, s, 1) for i, o, s in config.layers())
         self.head = nn.Linear(config.widths[-1], config.feature_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature (N, feature_dim) of gray faces (N, 1, S, S) in [0, 1]."""
-        for conv in self.convs:
-            x = F.relu(conv(x))
-        feature: Tensor = self.head(x.mean((2, 3)))
+        feature: Tensor = self.head(super().forward(x))
         return feature
 
 
