@@ -1,4 +1,5 @@
-"""Accuracy on labelled faces: WAR (accuracy), UAR (mean recall of the classes present), confusion, per-class recall."""
+"""Accuracy on labelled faces: WAR (accuracy), UAR (mean recall of the classes present), confusion, per-class recall, each
+with the interval that the number of faces allows."""
 
 from __future__ import annotations
 
@@ -29,14 +30,24 @@ class LabelledFaces:
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """95% intervals (low, high) in fractions of 1; a class without a face has None."""
+
+    war: tuple[float, float]
+    uar: tuple[float, float]
+    per_class_recall: dict[str, tuple[float, float] | None]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """``war`` and ``uar`` are fractions of 1; ``confusion`` (K, K) has the truth in rows, in the order of ``labels``; a
     class without a face has recall None and does not count in ``uar``; ``unreadable`` lists the images that could not
-    be read, which count nowhere else."""
+    be read, which count nowhere else. ``intervals`` are 95% bootstrap intervals."""
 
     n: int
     war: float
     uar: float
+    intervals: Intervals
     labels: tuple[str, ...]
     confusion: list[list[int]]
     per_class_recall: dict[str, float | None]
@@ -172,12 +183,14 @@ def _counted(
     present = sorted(set(truth.tolist()))
     recalls = recall_score(truth, predicted, labels=present, average=None, zero_division=0.0)
     by_class = dict(zip(present, recalls.tolist(), strict=True))
+    table = confusion_matrix(truth, predicted, labels=order)
     return Evaluation(
         n=len(truth),
         war=float(accuracy_score(truth, predicted)),
         uar=float(np.mean(recalls)),
+        intervals=intervals(table, clf.labels),
         labels=clf.labels,
-        confusion=confusion_matrix(truth, predicted, labels=order).tolist(),
+        confusion=table.tolist(),
         per_class_recall={label: by_class.get(i) for i, label in enumerate(clf.labels)},
         per_class_count={label: int((truth == i).sum()) for i, label in enumerate(clf.labels)},
         left_out=left_out,
@@ -189,3 +202,23 @@ def _counted(
         execution_precision=clf.execution_precision,
         label_set=clf.label_set,
     )
+
+
+def intervals(confusion: NDArray[np.int64], labels: Sequence[str], draws: int = 4000) -> Intervals:
+    """95% percentile bootstrap intervals. ``confusion`` (K, K) has the truth in rows.
+
+    Drawing n faces with replacement is drawing its cells from the multinomial distribution of their shares (Efron and
+    Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). A class that a draw misses is left out of that
+    draw's UAR. The draws have a fixed seed."""
+    n, k = int(confusion.sum()), len(labels)
+    drawn = np.random.default_rng(0).multinomial(n, confusion.ravel() / n, draws).reshape(draws, k, k)
+    right, faces = drawn.diagonal(axis1=1, axis2=2).astype(np.float64), drawn.sum(2)
+    recalls = np.divide(right, faces, out=np.full((draws, k), np.nan), where=faces > 0)
+    there = confusion.sum(1) > 0
+
+    def middle(values: NDArray[np.float64]) -> tuple[float, float]:
+        low, high = np.nanpercentile(values, (2.5, 97.5))
+        return float(low), float(high)
+
+    by_class = {label: middle(recalls[:, i]) if there[i] else None for i, label in enumerate(labels)}
+    return Intervals(middle(right.sum(1) / n), middle(np.nanmean(recalls[:, there], axis=1)), by_class)

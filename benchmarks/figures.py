@@ -23,6 +23,7 @@ from fer_edge.bundle import artefact_files, golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.console import emit, say
 
+from .figures_default import agreement, card, rival
 from .timing import interleaved, medians
 
 FER_EDGE = str(Path(sys.executable).with_name("fer-edge"))
@@ -222,6 +223,11 @@ def start(package: str, runs: int, photo: str) -> None:
 def tree_mb(folder: Path) -> float:
     """Megabytes (10^6) of the files below a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink()) / 1e6
+
+
+figures.add_command(rival)
+figures.add_command(agreement)
+figures.add_command(card)
 
 
 @figures.command("all")

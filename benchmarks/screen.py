@@ -11,8 +11,10 @@ def evaluation_text(result: Evaluation) -> str:
     width = max(map(len, (corner, *result.labels)))
     ran = f"{result.runtime} {result.precision} on {result.device}"
     skipped = sum(result.skipped_classes.values())
+    war, uar = ("{:.1%} to {:.1%}".format(*pair) for pair in (result.intervals.war, result.intervals.uar))
     lines = [
         f"{result.n} faces: WAR {result.war:.2%}, UAR {result.uar:.2%} ({ran}, labels {result.label_set})",
+        f"95% intervals: WAR {war}, UAR {uar}",
         f"left out: {result.left_out} without a label, {skipped} of unknown classes, {len(result.unreadable)} unreadable",
         "",
         f"{corner:<{width}}  recall  " + " ".join(f"{label[:9]:>9}" for label in result.labels),

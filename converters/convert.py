@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import fer_edge
@@ -31,14 +29,12 @@ from fer_edge.bundle import (
 )
 from fer_edge.errors import ConversionError, FerEdgeError, UsageError
 from fer_edge.golden import BARS, Parity, measure
-from fer_edge.labels import LabelSet
-from fer_edge.manifest import Artefact, GoldenRef, InputSpec, Manifest, Source, TextEncoderRef
+from fer_edge.manifest import Artefact, GoldenRef, Manifest
 from fer_edge.runtime import Options, default_threads, load_runtime, run
 
-from .compile_labels import compile_label_sets
 from .crops import augmented, from_folder
-from .graph import EdgeGraph, fold
-from .sources import CLIP_MEAN, CLIP_STD, Encoder, open_encoder, read_projection
+from .reference import Reference, open_reference, reference_features
+from .sources import Encoder
 
 RUNTIMES = ("openvino", "litert", "onnxruntime")
 GOLDEN_CROPS = 32
@@ -95,13 +91,7 @@ class Step:
 class _Material:
     """Everything the exporters need."""
 
-    encoder: Encoder
-    graph: EdgeGraph
-    spec: InputSpec
-    r: NDArray[np.float64]
-    projection: Source | None
-    text: TextEncoderRef
-    sets: tuple[LabelSet, ...]
+    reference: Reference
     golden: Golden
     calibration: NDArray[np.uint8]
     calibrated_with: str
@@ -134,34 +124,14 @@ def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None
 
 
 def _prepare(source: str, plan: Plan) -> _Material:
-    encoder = open_encoder(source)
-    if encoder.architecture == "cnn" and (plan.projection is not None or plan.normalize == "clip"):
-        raise UsageError(
-            "a student checkpoint has its own projection and pixels; --projection and --normalize clip go with a CLIP"
-        )
-    dim = len(encoder.last)
-    weight, projection = read_projection(plan.projection, dim) if plan.projection else (None, None)
-    r = fold(weight, dim)
-    last = r @ encoder.last.astype(np.float64)
-    text_r = r if encoder.text_projection is None else encoder.text_projection.astype(np.float64)
-    clip_pixels = plan.normalize == "clip" or (plan.normalize == "auto" and weight is None and encoder.architecture == "vit")
-    channels = 3 if encoder.color == "rgb" else 1
-    mean, std = (CLIP_MEAN, CLIP_STD) if clip_pixels and channels == 3 else ((0.0,) * channels, (1.0,) * channels)
-    spec = InputSpec(encoder.size, encoder.size, encoder.color, "stretch-bilinear", mean, std)
-    assert encoder.text is not None
-    text = encoder.text()
-    sets = compile_label_sets(encoder, plan.labels, plan.prompts, text, text_r)
-    graph = EdgeGraph(encoder.body, last, mean, std, sets[0].constants, sets[0].logit_scale).eval().requires_grad_(False)
-    crops = augmented(GOLDEN_CROPS, encoder.size, encoder.color, seed=7)
-    with torch.inference_mode():
-        features = np.concatenate([graph(torch.from_numpy(crop[None]))["feature"].numpy() for crop in crops])
+    reference = open_reference(source, plan.projection, plan.labels, plan.prompts, plan.normalize)
+    size, color = reference.spec.height, reference.spec.color
+    crops = augmented(GOLDEN_CROPS, size, color, seed=7)
+    features = np.concatenate([reference_features(reference, crop[None]) for crop in crops])
     if not np.isfinite(features).all():
         raise ConversionError(f"{source} gives NaN or Inf on ordinary faces; its weights are broken")
-    calibration, calibrated_with = _calibration(encoder, plan)
-    golden = Golden(crops, features)
-    text_ref = TextEncoderRef(text.kind, text.source, text.sha256)
-    encoder = replace(encoder, text=None)  # lets go of a CLIP's text tower, half a gigabyte of an L/14
-    return _Material(encoder, graph, spec, text_r, projection, text_ref, sets, golden, calibration, calibrated_with)
+    calibration, calibrated_with = _calibration(reference.encoder, plan)
+    return _Material(reference, Golden(crops, features), calibration, calibrated_with)
 
 
 def _calibration(encoder: Encoder, plan: Plan) -> tuple[NDArray[np.uint8], str]:
@@ -174,19 +144,19 @@ def _calibration(encoder: Encoder, plan: Plan) -> tuple[NDArray[np.uint8], str]:
 
 def _export(runtime: str, material: _Material, plan: Plan, folder: Path) -> dict[str, list[str]]:
     example, precisions, calibration = material.golden.crops[:1], plan.precisions, material.calibration
-    architecture = material.encoder.architecture
+    architecture = material.reference.encoder.architecture
     try:
         if runtime == "openvino":
             from .to_openvino import export as to_openvino
 
-            return to_openvino(material.graph, example, precisions, calibration, architecture, folder)
+            return to_openvino(material.reference.graph, example, precisions, calibration, architecture, folder)
         if runtime == "litert":
             from .to_litert import export as to_litert
 
-            return to_litert(material.graph, example, precisions, calibration, architecture, folder)
+            return to_litert(material.reference.graph, example, precisions, calibration, architecture, folder)
         from .to_onnx import export as to_onnx
 
-        return to_onnx(material.graph, example, precisions, calibration, architecture, plan.symmetric, folder)
+        return to_onnx(material.reference.graph, example, precisions, calibration, architecture, plan.symmetric, folder)
     except FerEdgeError:
         raise
     except Exception as error:  # the converters' own exceptions share no base class
@@ -201,7 +171,7 @@ def _artefact(runtime: str, precision: str, names: Sequence[str], material: _Mat
     options = Options(precision, adapter.devices()[0], default_threads(), None)
     session = adapter.open([folder / name for name in names], options)
     try:
-        parity = measure(partial(run, session), material.golden, material.sets[0])
+        parity = measure(partial(run, session), material.golden, material.reference.sets[0])
     finally:
         session.close()
     misses = parity.misses(BARS[precision])
@@ -211,7 +181,7 @@ def _artefact(runtime: str, precision: str, names: Sequence[str], material: _Mat
         raise ConversionError(
             f"{runtime} {precision} does not give the float reference's answer: {'; '.join(misses)}{advice}"
         )
-    static = precision == "int8" and not (runtime == "litert" and material.encoder.architecture == "vit")
+    static = precision == "int8" and not (runtime == "litert" and material.reference.encoder.architecture == "vit")
     calibration = material.calibrated_with if static else "none (dynamic range)" if precision == "int8" else None
     refs = tuple(file_ref(folder, name) for name in names)
     return Artefact(runtime, precision, refs, parity.numbers(), calibration, bool(misses))  # type: ignore[arg-type]
@@ -226,22 +196,22 @@ def _advice(parity: Parity, precision: str, outright: Sequence[str]) -> str:
 
 def _finish(folder: Path, material: _Material, plan: Plan, target: Path, artefacts: Sequence[Artefact]) -> None:
     write_npz(folder / "golden.npz", crops=material.golden.crops, features=material.golden.features)
-    np.save(folder / "text_projection.npy", material.r.astype(np.float32), allow_pickle=False)
-    sets = tuple(write_label_set(folder, s) for s in material.sets)
+    np.save(folder / "text_projection.npy", material.reference.r.astype(np.float32), allow_pickle=False)
+    sets = tuple(write_label_set(folder, s) for s in material.reference.sets)
     golden = path_ref(folder, "golden.npz")
     manifest = Manifest(
         name=plan.name or target.name,
         version=plan.version,
         licence=plan.licence,
         card=plan.card or _card(material),
-        encoder=material.encoder.source,
-        projection=material.projection or _text_side(material),
-        input=material.spec,
+        encoder=material.reference.encoder.source,
+        projection=material.reference.projection,
+        input=material.reference.spec,
         feature_dim=material.golden.features.shape[1],
-        default_labels=material.sets[0].name,
+        default_labels=material.reference.sets[0].name,
         artefacts=tuple(artefacts),
         label_sets=sets,
-        text_encoder=material.text,
+        text_encoder=material.reference.text,
         text_projection=path_ref(folder, "text_projection.npy"),
         golden=GoldenRef(golden.path, golden.sha256, BARS),
         tools=_versions(),
@@ -258,16 +228,10 @@ def _read_back(folder: Path) -> None:
     text_projection(bundle)
 
 
-def _text_side(material: _Material) -> Source | None:
-    """A student's projection is its own text side; plain CLIP has none."""
-    if material.encoder.text_projection is None:
-        return None
-    return Source(material.encoder.source.source, hashlib.sha256(material.encoder.text_projection.tobytes()).hexdigest())
-
-
 def _card(material: _Material) -> str:
-    projection = f", projection {material.projection.source}" if material.projection else ""
-    made = f"Converted from {material.encoder.source.source}{projection} by fer-edge {fer_edge.__version__}."
+    origin = material.reference.projection
+    projection = f", projection {origin.source}" if origin and material.reference.encoder.architecture == "vit" else ""
+    made = f"Converted from {material.reference.encoder.source.source}{projection} by fer-edge {fer_edge.__version__}."
     return f"{made} No model card was given (--card FILE)."
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fer_edge.errors import ConversionError
-from fer_edge.labels import LABEL_SETS
-from fer_edge.manifest import Source
+from fer_edge.labels import LABEL_SETS, LabelSet
+from fer_edge.manifest import Source, TextEncoderRef
 
 from .text import TextEncoder, clip_text_encoder, source_name, weights_sha256
 
@@ -31,7 +31,8 @@ class Encoder:
 
     ``body`` maps (N, C, S, S) to (N, W); ``last`` (D, W) is its bias-free last linear layer. ``text_projection`` (D,
     T): the matrix that takes the text encoder's vectors to the feature space, None when they are there already (CLIP).
-    ``prompts``: the built-in prompts it was trained with, None for CLIP. ``architecture`` steers the int8 recipe."""
+    ``prompts``: the built-in prompts it was trained with, None for CLIP. ``architecture`` steers the int8 recipe.
+    ``inherited``: the text encoder and compiled label sets of the teacher whose feature space a student learned."""
 
     source: Source
     architecture: Literal["vit", "cnn"]
@@ -44,6 +45,7 @@ class Encoder:
     text_projection: NDArray[np.float32] | None
     prompts: dict[str, tuple[str, ...]] | None
     label_sets: tuple[str, ...]
+    inherited: tuple[TextEncoderRef, tuple[LabelSet, ...]] | None = None
 
 
 class _ClipBody(nn.Module):
@@ -134,15 +136,14 @@ def _open_student(path: Path) -> Encoder:
     from .learn.sentences import descriptions, stored_sentences
     from .learn.student import StudentBody, load_student
 
-    checkpoint = load_student(path)
-    student, table = checkpoint.student, stored_sentences()
-    trained = checkpoint.meta.get("text_encoder", {})
-    if trained.get("sha256") != table.sha256:
+    checkpoint, table = load_student(path), stored_sentences()
+    inherited = (checkpoint.text, checkpoint.label_sets) if checkpoint.label_sets else None
+    if inherited is None and checkpoint.text.sha256 != table.text.sha256:
         raise ConversionError(
-            f"{path} was trained with the text encoder {trained.get('source')}, whose sentence vectors are not stored here"
+            f"{path} was trained with the text encoder {checkpoint.text.source}, whose sentence vectors are not stored here"
         )
+    student, prompts = checkpoint.student, descriptions()
     weights = {**student.state_dict(), "text_projection": checkpoint.text_projection}
-    prompts = descriptions()
     return Encoder(
         source=Source(path.name, weights_sha256(weights)),
         architecture="cnn",
@@ -155,6 +156,7 @@ def _open_student(path: Path) -> Encoder:
         text_projection=checkpoint.text_projection.numpy(),
         prompts=prompts,
         label_sets=tuple(name for name, labels in LABEL_SETS.items() if set(labels) <= prompts.keys()),
+        inherited=inherited,
     )
 
 

@@ -176,7 +176,8 @@ def test_drift_is_refused_by_how_much_or_recorded(clip: Path, tmp_path: Path, mo
         material = prepare(source, plan)
         with torch.no_grad():
             # The reference was computed before; the exported graph then has its rows in another order.
-            material.graph.last.copy_(material.graph.last.flip(0))
+            last = material.reference.graph.last
+                last.copy_(last.flip(0))
         return material
 
     monkeypatch.setattr(conversion, "_prepare", shifted)

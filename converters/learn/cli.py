@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
+from math import isnan
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fer_edge.console import Rooms, common, emit, fraction, need_extra, say
+from fer_edge.errors import UsageError
 
 from ..cli import hushed
+
+if TYPE_CHECKING:
+    from .recipe import EpochReport
 
 
 @click.group(cls=Rooms)
@@ -57,72 +64,101 @@ def sentences(text_encoder: str, source_name: str, output: Path | None, as_json:
 
         target = output or Path(__file__).with_name("sentences.npz")
         table = write_sentences(replace(sentence_encoder(text_encoder), source=source_name), target)
-    result = {"file": str(target), "sentences": len(table.texts), "sha256": table.sha256}
+    result = {"file": str(target), "sentences": len(table.texts), "sha256": table.text.sha256}
     emit(result) if as_json else say(f"{len(table.texts)} sentences written to {target}")
 
 
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """Positive integers with commas between."""
+
+    name = "n,n,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(",")
+        if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a list of positive numbers such as 16,32,96,192", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
 @student.command()
-@click.argument("faces", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("faces", type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The checkpoint to write (safetensors, fp16).",
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The checkpoint to write (safetensors, fp16)."
 )
 @click.option(
     "--validation",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="npz whose WAR and UAR are logged every epoch.",
+    help="npz with FER+ votes, whose WAR and UAR are logged every epoch.",
+)
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    help="Learn from it: a bundle, a student checkpoint, or a CLIP folder or id. Repeatable for faces with votes.",
+)
+@click.option(
+    "--projection", type=click.Path(exists=True, path_type=Path), help="The Exp-CLIP head of a teacher that is a CLIP."
 )
 @click.option(
     "--work",
     default="runs/student",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Folder for the state and log.csv; go on from it.",
+    help="Folder for state, log.csv and curve.png; go on from it.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=25, show_default=True, help="Passes over the faces.")
+@click.option("--epochs", type=click.IntRange(min=1), default=150, show_default=True, help="Passes over the faces.")
 @click.option("--batch", type=click.IntRange(min=2), default=128, show_default=True, help="Faces per step.")
+@click.option("--views", type=click.IntRange(min=1), default=16, show_default=True, help="Views of a face a teacher sees.")
+@click.option("--size", type=click.IntRange(min=16, max=256), default=48, show_default=True, help="Pixels of a face's side.")
+@click.option("--widths", type=Numbers(), default="16,32,96,192", show_default=True, help="Channels of each stage.")
+@click.option("--depths", type=Numbers(), default="1,2,3,3", show_default=True, help="Convolutions of each stage.")
+@click.option("--without", multiple=True, help="Leave this expression out: its faces and its sentences. Repeatable.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same run.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: torch's own.")
 @common
 def train(
     faces: Path,
     output: Path,
-    validation: Path | None,
     work: Path,
-    epochs: int,
-    batch: int,
-    seed: int,
+    teachers: tuple[str, ...],
+    projection: Path | None,
     threads: int | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Train on FACES (npz with FER+ votes) against class constants made from sentences."""
-    need_extra("torch", "safetensors", "rich", extra="convert")
+    """Train a small encoder on FACES, alone or from teachers.
+
+    FACES: an npz with FER+ votes (see 'fer-edge student data'), or, with one --teacher, any folder of face crops: the
+    student then learns the teacher's features and takes its labels over. A GPU is used when torch sees one.
+    """
+    need_extra("torch", "transformers", "safetensors", "rich", "matplotlib", extra="convert")
     import torch
-
-    from fer_edge.labels import LABEL_SETS
-
-    from .faces import load_faces
-    from .sentences import descriptions, stored_sentences
-    from .student import StudentConfig, save_student
-    from .train import EpochReport, Recipe, TrainingData, train_student
 
     if threads:
         torch.set_num_threads(threads)
-    labels = LABEL_SETS["ferplus8"]
-    recipe = Recipe(epochs=epochs, batch=batch, seed=seed)
+    with hushed():
+        from .plan import plan_training
+        from .student import save_student
+        from .teachers import open_teacher
+        from .train import train_student
 
-    def line(report: EpochReport) -> None:
-        scores = f"loss {report.loss:.4f}  WAR {report.war:.4f}  UAR {report.uar:.4f}"
-        say(f"epoch {report.epoch}/{report.epochs}  {scores}  {report.seconds:.0f} s")
-
-    known = load_faces(validation, labels) if validation else None
-    material = TrainingData(load_faces(faces, labels), known, stored_sentences(), descriptions(), labels)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        heads = [None if Path(t).is_file() or Path(t, "manifest.json").is_file() else projection for t in teachers]
+        if projection is not None and projection not in heads:
+            raise UsageError("--projection goes with a --teacher that is a CLIP")
+        known = tuple(open_teacher(t, head, device, bf16=True) for t, head in zip(teachers, heads, strict=True))
+        plan = plan_training(faces, known, **options)
     with fraction(sys.stderr, "training") as progress:
-        checkpoint = train_student(material, StudentConfig(), recipe, work, line, progress)
+        checkpoint = train_student(plan, work, _say_epoch, progress)
     save_student(output, checkpoint)
     emit({"checkpoint": str(output), "work": str(work)}) if as_json else say(
         f"Written: {output}; now: fer-edge convert {output} -o BUNDLE"
     )
+
+
+def _say_epoch(report: EpochReport) -> None:
+    known = "" if isnan(report.war) else f"  WAR {report.war:.4f}  UAR {report.uar:.4f}"
+    left = timedelta(seconds=round(report.seconds * (report.epochs - report.epoch)))
+    say(f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.4f}{known}  {report.seconds:.0f} s, {left} left")

@@ -1,24 +1,34 @@
-"""FER2013 with FER+ votes: reading the npz files and building them from the public CSV files."""
+"""Faces to learn from: FER+ npz files with votes, and folders without any label."""
 
 from __future__ import annotations
 
+import lzma
+import zipfile
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_edge.errors import ConversionError
+from fer_edge.errors import ConversionError, ImageError
+from fer_edge.image import IMAGE_SUFFIXES, ImageLike, to_input
+
+UNREADABLE = (OSError, KeyError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+"""What numpy raises for files that are no npz, or a damaged one."""
 
 
 @dataclass(frozen=True)
 class Faces:
-    """``images`` uint8 (N, 48, 48); ``targets`` float32 (N, K), a distribution per face; ``labels`` int (N,), -1 = no
-    majority."""
+    """``pictures`` as they came; ``images`` uint8 (N, S, S), gray, as a student sees them. ``targets`` float32 (N, K) is a
+    distribution per face and ``labels`` int (N,) its class, -1 = no majority; both are None for unlabelled faces."""
 
+    pictures: Sequence[ImageLike]
     images: NDArray[np.uint8]
-    targets: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    targets: NDArray[np.float32] | None = None
+    labels: NDArray[np.int64] | None = None
 
 
 def soft_targets(votes: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -30,23 +40,58 @@ def soft_targets(votes: NDArray[np.integer]) -> NDArray[np.float32]:
     return shares
 
 
-def load_faces(path: Path, names: tuple[str, ...]) -> Faces:
-    """Read an npz file; targets and labels follow the order of ``names``. Faces without one usable vote are left out.
+def load_faces(path: Path, names: Sequence[str], size: int = 48) -> Faces:
+    """Read an npz file with FER+ votes; targets and labels follow the order of ``names``.
 
-    Raises ConversionError when a member is missing or the file cannot be read.
+    Left out are faces without one usable vote for one of ``names``, and faces whose first choice is something else. Raises
+    ConversionError when a member is missing or the file cannot be read.
     """
     try:
         with np.load(path, allow_pickle=False) as z:
-            votes, vote_names = z["ferplus_votes_labelcsv"], list(map(str, z["ferplus_vote_names"]))
-            majority, class_names = (
-                z["ferplus_majority_labelcsv"].astype(np.int64),
-                list(map(str, z["ferplus_class_names"])),
-            )
             images = z["images"]
-    except (OSError, KeyError, ValueError) as error:
+            votes, vote_names = z["ferplus_votes_labelcsv"], list(map(str, z["ferplus_vote_names"]))
+            majority = z["ferplus_majority_labelcsv"].astype(np.int64)
+            class_names = list(map(str, z["ferplus_class_names"]))
+    except UNREADABLE as error:
         raise ConversionError(f"{path} is not a FER+ npz file ({error}); build one with: fer-edge student data") from error
     order = [vote_names.index(name) for name in names]
     kept = np.where(votes > 1, votes, 0)
     usable = (kept[:, order].max(1) > 0) & (kept[:, order].max(1) >= kept.max(1))
-    position = np.array([names.index(name) for name in class_names] + [-1])
-    return Faces(images[usable], soft_targets(votes[:, order])[usable], position[majority][usable])
+    position = np.array([list(names).index(name) if name in names else -1 for name in class_names] + [-1])
+    pictures = images[usable]
+    return Faces(
+        pictures, crops(pictures, size, "gray")[..., 0], soft_targets(votes[:, order])[usable], position[majority][usable]
+    )
+
+
+def load_pictures(path: Path, size: int = 48) -> Faces:
+    """Unlabelled faces: every image in a folder and its sub-folders, or the member ``images`` of an npz file.
+
+    Raises ConversionError when there is none or one cannot be read."""
+    pictures: Sequence[ImageLike]
+    if path.is_dir():
+        pictures = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    else:
+        try:
+            with np.load(path, allow_pickle=False) as z:
+                images = z["images"]
+        except UNREADABLE as error:
+            raise ConversionError(f"{path} is neither a folder of faces nor an npz file with a member images") from error
+        if images.ndim not in (3, 4):
+            raise ConversionError(f"{path}: images must be (N, H, W) or (N, H, W, 3); got {images.shape}")
+        pictures = images
+    if len(pictures) == 0:
+        raise ConversionError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return Faces(pictures, crops(pictures, size, "gray")[..., 0])
+
+
+def crops(pictures: Sequence[ImageLike], size: int, color: Literal["rgb", "gray"]) -> NDArray[np.uint8]:
+    """Pictures as an encoder takes them, through the same code as at run time: uint8 (N, size, size, C). Raises
+    ConversionError for a picture that cannot be read."""
+    ready = isinstance(pictures, np.ndarray) and pictures.dtype == np.uint8 and pictures.shape[1:] == (size, size)
+    if isinstance(pictures, np.ndarray) and ready and color == "gray":
+        return pictures[..., None]
+    try:
+        return np.stack([to_input(picture, (size, size), color) for picture in pictures])
+    except ImageError as error:
+        raise ConversionError(f"a face cannot be read: {error}") from error

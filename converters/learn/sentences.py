@@ -1,8 +1,9 @@
-"""Sentence vectors, committed: descriptions.toml through a sentence encoder, so that training needs no text weights."""
+"""Sentence vectors, committed, so that training needs no text weights: descriptions.toml, and words.toml in templates,
+through a sentence encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -12,21 +13,30 @@ from numpy.typing import NDArray
 
 from fer_edge.errors import LabelError
 from fer_edge.labels import read_prompt_file
+from fer_edge.manifest import TextEncoderRef
 
 from ..text import TextEncoder
 
 _HERE = files("fer_edge.converters.learn")
 
+TEMPLATES = (
+    "{}",
+    "{}.",
+    "an expression of {}.",
+    "a photo of a face with an expression of {}.",
+    "a face that shows {}",
+    "the face of a person who feels {}",
+)
+"""Ways to put a word; the second to fourth are Exp-CLIP's P1 to P3."""
+
 
 @dataclass(frozen=True)
 class Sentences:
-    """Sentences and their vectors (n, T) float32, with the text encoder's kind, source and identity."""
+    """Sentences and their vectors (n, T) float32, with the text encoder they come from."""
 
     texts: tuple[str, ...]
     vectors: NDArray[np.float32]
-    kind: str
-    source: str
-    sha256: str
+    text: TextEncoderRef
 
     def lookup(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors (len(texts), T) of sentences in the table. Raises LabelError for one that is not."""
@@ -41,31 +51,44 @@ class Sentences:
 
     def encoder(self) -> TextEncoder:
         """The table seen as a text encoder that knows only its own sentences."""
-        return TextEncoder(self.kind, self.source, self.sha256, self.lookup)
+        return TextEncoder(self.text.kind, self.text.source, self.text.sha256, self.lookup)
 
 
 def descriptions() -> dict[str, tuple[str, ...]]:
-    """Label -> facial-action sentences, as written in descriptions.toml."""
+    """Label -> facial-action sentences, as written in descriptions.toml: the prompts of a student's own label sets."""
     with as_file(_HERE / "descriptions.toml") as path:
         return read_prompt_file(path)
+
+
+def phrases() -> dict[str, tuple[str, ...]]:
+    """Label -> everything the text side learns from: the descriptions, and the words of words.toml in every template."""
+    with as_file(_HERE / "words.toml") as path:
+        words = read_prompt_file(path)
+    told: Mapping[str, Sequence[str]] = descriptions()
+    return {
+        label: tuple(dict.fromkeys([*told[label], *(t.format(word) for word in words[label] for t in TEMPLATES)]))
+        for label in told
+    }
 
 
 def stored_sentences() -> Sentences:
     """The committed table, sentences.npz."""
     with as_file(_HERE / "sentences.npz") as path, np.load(path, allow_pickle=False) as z:
-        return Sentences(tuple(map(str, z["texts"])), z["vectors"], str(z["kind"]), str(z["source"]), str(z["sha256"]))
+        text = TextEncoderRef(str(z["kind"]), str(z["source"]), str(z["sha256"]))
+        return Sentences(tuple(text.decode() for text in z["texts"].tolist()), z["vectors"].astype(np.float32), text)
 
 
 def write_sentences(encoder: TextEncoder, path: Path) -> Sentences:
-    """Encode every description and write the table to ``path``."""
-    texts = tuple(text for group in descriptions().values() for text in group)
-    table = Sentences(texts, encoder.encode(texts), encoder.kind, encoder.source, encoder.sha256)
+    """Encode every phrase and write the table to ``path``, vectors in float16."""
+    texts = tuple(dict.fromkeys(text for group in phrases().values() for text in group))
+    text = TextEncoderRef(encoder.kind, encoder.source, encoder.sha256)
+    table = Sentences(texts, encoder.encode(texts), text)
     np.savez_compressed(
         path,
-        texts=np.array(table.texts),
-        vectors=table.vectors,
-        kind=np.array(table.kind),
-        source=np.array(table.source),
-        sha256=np.array(table.sha256),
+        texts=np.array([text.encode() for text in table.texts]),
+        vectors=table.vectors.astype(np.float16),
+        kind=np.array(text.kind),
+        source=np.array(text.source),
+        sha256=np.array(text.sha256),
     )
     return table

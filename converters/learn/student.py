@@ -19,19 +19,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fer_edge.errors import ConversionError
+from fer_edge.labels import LabelSet
+from fer_edge.manifest import TextEncoderRef
 
 FORMAT = "fer-edge-student"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class StudentConfig:
     """Shape of a student. ``widths[i]`` channels and ``depths[i]`` convolutions in stage i; every stage but the
-    first halves the picture."""
+    first halves the picture. The defaults are the embedded default's: 66 million multiply-accumulates."""
 
     size: int = 48
-    widths: tuple[int, ...] = (32, 48, 112, 224)
-    depths: tuple[int, ...] = (1, 3, 4, 3)
+    widths: tuple[int, ...] = (16, 32, 96, 192)
+    depths: tuple[int, ...] = (1, 2, 3, 3)
     feature_dim: int = 256
     text_dim: int = 384
 
@@ -45,45 +47,41 @@ class StudentConfig:
         return shapes
 
 
-class RepBlock(nn.Module):
-    """Training form of one convolution: 3x3 + 1x1 (+ identity where the shape allows), each batch-normalised."""
+class Block(nn.Module):
+    """Training form of one convolution. Its kernel is the sum of a 3x3, a 1x1 and, where the shape allows, a diagonal
+    one, added before the convolution and followed by one batch normalisation: RepVGG's branches at a plain stack's cost
+    (Ding et al., "Re-parameterizing Your Optimizers rather than Architectures", ICLR 2023, section 3)."""
 
     def __init__(self, cin: int, cout: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.conv3 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
-        self.norm3 = nn.BatchNorm2d(cout)
-        self.conv1 = nn.Conv2d(cin, cout, 1, stride, 0, bias=False)
-        self.norm1 = nn.BatchNorm2d(cout)
-        self.norm0 = nn.BatchNorm2d(cout) if cin == cout and stride == 1 else None
+        self.weight3 = nn.Parameter(nn.init.kaiming_normal_(torch.empty(cout, cin, 3, 3)))
+        self.weight1 = nn.Parameter(nn.init.kaiming_normal_(torch.empty(cout, cin, 1, 1)))
+        self.identity = nn.Parameter(torch.ones(cout)) if cin == cout and stride == 1 else None
+        self.norm = nn.BatchNorm2d(cout)
+
+    def kernel(self) -> Tensor:
+        """The kernel (cout, cin, 3, 3) that the parts add up to."""
+        middle: Tensor = self.weight1
+        if self.identity is not None:
+            middle = middle + torch.diag(self.identity)[:, :, None, None]
+        return self.weight3 + F.pad(middle, (1, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, cin, H, W) -> (N, cout, H / stride, W / stride)."""
-        y = self.norm3(self.conv3(x)) + self.norm1(self.conv1(x))
-        return F.relu(y if self.norm0 is None else y + self.norm0(x))
+        return F.relu(self.norm(F.conv2d(x, self.kernel(), None, self.stride, 1)), inplace=True)
 
     @torch.no_grad()
     def fused(self) -> nn.Conv2d:
-        """The single 3x3 convolution that computes the same in eval mode (RepVGG, section 3.3)."""
-        cout, cin = self.conv3.weight.shape[:2]
-        weight = torch.zeros(cout, cin, 3, 3, dtype=torch.float64)
-        bias = torch.zeros(cout, dtype=torch.float64)
-        identity = torch.eye(cout, dtype=torch.float64)[:, :, None, None]
-        branches = [
-            (self.conv3.weight.double(), self.norm3),
-            (F.pad(self.conv1.weight.double(), (1, 1, 1, 1)), self.norm1),
-        ]
-        if self.norm0 is not None:
-            branches.append((F.pad(identity, (1, 1, 1, 1)), self.norm0))
-        for kernel, norm in branches:
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-            weight += kernel * gain[:, None, None, None]
-            bias += norm.bias.double() - norm.running_mean.double() * gain
+        """The single convolution with bias that computes the same in eval mode, without the ReLU."""
+        norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        cout, cin = self.weight3.shape[:2]
+        gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
         conv = nn.Conv2d(cin, cout, 3, self.stride, 1)
-        conv.weight.copy_(weight)
-        conv.bias.copy_(bias)  # type: ignore[union-attr]
+        conv.weight.copy_(self.kernel().double() * gain[:, None, None, None])
+        conv.bias.copy_(norm.bias.double() - norm.running_mean.double() * gain)  # type: ignore[union-attr]
         return conv
 
 
@@ -121,7 +119,7 @@ class StudentInTraining(nn.Module):
     def __init__(self, config: StudentConfig, dropout: float = 0.2) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.Sequential(*(RepBlock(*shape) for shape in config.layers()))
+        self.blocks = nn.Sequential(*(Block(*shape) for shape in config.layers()))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(config.widths[-1], config.feature_dim, bias=False)
         self.text_projection = nn.Parameter(torch.empty(config.feature_dim, config.text_dim))
@@ -148,26 +146,40 @@ class StudentInTraining(nn.Module):
 
 @dataclass(frozen=True)
 class StudentCheckpoint:
-    """What a student file holds. ``text_projection`` (D, T) float32; ``scale`` is s; ``meta`` says how it was trained."""
+    """What a student file holds. ``text_projection`` (D, T) float32 takes vectors of the text encoder ``text`` to the
+    feature space; ``scale`` is s; ``label_sets`` are those of the teacher whose space the student learned (none for a
+    student with a space of its own); ``meta`` says how it was trained."""
 
     student: Student
     text_projection: Tensor
     scale: float
+    text: TextEncoderRef
+    label_sets: tuple[LabelSet, ...]
     meta: Mapping[str, Any]
 
 
 def save_student(path: Path, checkpoint: StudentCheckpoint) -> None:
-    """Write a checkpoint as fp16 safetensors; shape and provenance go into its header."""
+    """Write a checkpoint as safetensors, the student in fp16, in one step; shape and provenance go into its header."""
     tensors = {f"student.{k}": v.half().contiguous() for k, v in checkpoint.student.state_dict().items()}
     tensors["text_projection"] = checkpoint.text_projection.half().contiguous()
+    for labels in checkpoint.label_sets:
+        tensors[f"constants.{labels.name}"] = torch.from_numpy(labels.constants).contiguous()
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "config": asdict(checkpoint.student.config),
         "scale": checkpoint.scale,
+        "text_encoder": asdict(checkpoint.text),
+        "label_sets": [
+            {"name": s.name, "labels": s.labels, "prompts": s.prompts, "scale": s.logit_scale, "temperature": s.temperature}
+            for s in checkpoint.label_sets
+        ],
         "meta": dict(checkpoint.meta),
     }
-    save_file(tensors, path, metadata={FORMAT: json.dumps(header, sort_keys=True)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={FORMAT: json.dumps(header, sort_keys=True)})
+    partial.replace(path)
 
 
 def load_student(path: Path) -> StudentCheckpoint:
@@ -187,6 +199,17 @@ def load_student(path: Path) -> StudentCheckpoint:
         config = StudentConfig(**{**raw, "widths": tuple(raw["widths"]), "depths": tuple(raw["depths"])})
         student = Student(config)
         student.load_state_dict({k.removeprefix("student."): v for k, v in tensors.items() if k.startswith("student.")})
-        return StudentCheckpoint(student.eval(), tensors["text_projection"], float(header["scale"]), header["meta"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        # Version 1 had no label sets, and the text encoder stood in meta.
+        text = TextEncoderRef(**header.get("text_encoder", header["meta"].get("text_encoder")))
+        sets = tuple(_label_set(s, tensors[f"constants.{s['name']}"]) for s in header.get("label_sets", []))
+        scale, meta = float(header["scale"]), header["meta"]
+        return StudentCheckpoint(student.eval(), tensors["text_projection"], scale, text, sets, meta)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ConversionError(f"{path} is not a readable student checkpoint ({str(error).splitlines()[0]})") from error
+
+
+def _label_set(raw: Mapping[str, Any], constants: Tensor) -> LabelSet:
+    labels, prompts = tuple(raw["labels"]), tuple(tuple(group) for group in raw["prompts"])
+    if not len(labels) == len(prompts) == len(constants):
+        raise ValueError(f"the label set {raw['name']} is incomplete")
+    return LabelSet(raw["name"], labels, constants.numpy(), float(raw["scale"]), float(raw["temperature"]), prompts)

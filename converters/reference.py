@@ -1,0 +1,98 @@
+"""The float reference: a source with its projection folded in, its label sets, and the one graph that artefacts are made
+from, parity is measured against, and students learn from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fer_edge.errors import UsageError
+from fer_edge.labels import LabelSet
+from fer_edge.manifest import InputSpec, Source, TextEncoderRef
+
+from .compile_labels import compile_label_sets
+from .graph import EdgeGraph, fold
+from .sources import CLIP_MEAN, CLIP_STD, Encoder, open_encoder, read_projection
+
+
+@dataclass(frozen=True)
+class Reference:
+    """``graph`` takes uint8 (N, H, W, C) and gives ``feature`` (N, D) and ``logits`` of the first of ``sets``; ``r`` (D,
+    T) takes the vectors of the text encoder ``text`` to the feature space."""
+
+    encoder: Encoder
+    graph: EdgeGraph
+    spec: InputSpec
+    r: NDArray[np.float64]
+    projection: Source | None
+    text: TextEncoderRef
+    sets: tuple[LabelSet, ...]
+
+
+def open_reference(
+    source: str,
+    projection: Path | None = None,
+    labels: str | None = None,
+    prompts: str | None = None,
+    normalize: Literal["auto", "none", "clip"] = "auto",
+) -> Reference:
+    """Read ``source`` (a CLIP folder or id, or a student checkpoint) and ``projection``, fold them, compile the labels.
+
+    Raises ConversionError, LabelError or UsageError."""
+    encoder = open_encoder(source)
+    if encoder.architecture == "cnn" and (projection is not None or normalize == "clip"):
+        raise UsageError(
+            "a student checkpoint has its own projection and pixels; --projection and --normalize clip go with a CLIP"
+        )
+    dim = len(encoder.last)
+    weight, origin = read_projection(projection, dim) if projection else (None, None)
+    r = fold(weight, dim)
+    last = r @ encoder.last.astype(np.float64)
+    text_r = r if encoder.text_projection is None else encoder.text_projection.astype(np.float64)
+    clip_pixels = normalize == "clip" or (normalize == "auto" and weight is None and encoder.architecture == "vit")
+    channels = 3 if encoder.color == "rgb" else 1
+    mean, std = (CLIP_MEAN, CLIP_STD) if clip_pixels and channels == 3 else ((0.0,) * channels, (1.0,) * channels)
+    spec = InputSpec(encoder.size, encoder.size, encoder.color, "stretch-bilinear", mean, std)
+    text, sets = _label_sets(encoder, labels, prompts, text_r)
+    graph = EdgeGraph(encoder.body, last, mean, std, sets[0].constants, sets[0].logit_scale).eval().requires_grad_(False)
+    encoder = replace(encoder, text=None)  # lets go of a CLIP's text tower, half a gigabyte of an L/14
+    return Reference(encoder, graph, spec, text_r, origin or _text_side(encoder), text, sets)
+
+
+def _label_sets(
+    encoder: Encoder, labels: str | None, prompts: str | None, r: NDArray[np.float64]
+) -> tuple[TextEncoderRef, tuple[LabelSet, ...]]:
+    """The text encoder's identity and the compiled label sets, the default one first."""
+    if encoder.inherited is not None:
+        text, sets = encoder.inherited
+        names = [s.name for s in sets]
+        if prompts is not None or (labels is not None and labels not in names):
+            raise UsageError(
+                f"this student took its label sets ({', '.join(names)}) over from its teacher; "
+                "convert without --prompts, then: fer-edge labels add BUNDLE FILE --text-encoder SOURCE"
+            )
+        return text, tuple(sorted(sets, key=lambda s: s.name != labels))
+    assert encoder.text is not None
+    known = encoder.text()
+    sets = compile_label_sets(encoder, labels, prompts, known, r)
+    return TextEncoderRef(known.kind, known.source, known.sha256), sets
+
+
+def _text_side(encoder: Encoder) -> Source | None:
+    """A student's projection is its own text side; plain CLIP has none."""
+    if encoder.text_projection is None:
+        return None
+    return Source(encoder.source.source, hashlib.sha256(encoder.text_projection.tobytes()).hexdigest())
+
+
+@torch.inference_mode()
+def reference_features(reference: Reference, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Features (N, D), unnormalised, of uint8 crops (N, H, W, C) of the reference's size."""
+    features: NDArray[np.float32] = reference.graph(torch.from_numpy(images))["feature"].numpy()
+    return features
