@@ -177,7 +177,7 @@ def test_drift_is_refused_by_how_much_or_recorded(clip: Path, tmp_path: Path, mo
         with torch.no_grad():
             # The reference was computed before; the exported graph then has its rows in another order.
             last = material.reference.graph.last
-                last.copy_(last.flip(0))
+            last.copy_(last.flip(0))
         return material
 
     monkeypatch.setattr(conversion, "_prepare", shifted)

@@ -69,12 +69,12 @@ def test_permuted_weights_and_a_constant_fail(runtime: str, tmp_path: Path) -> N
 
     assert passes("right") == []
     with torch.no_grad():
-        conv = material.graph.encoder.convs[4]  # type: ignore[union-attr, index]
+        conv = material.reference.graph.encoder.convs[4]  # type: ignore[union-attr, index]
         kept = conv.weight.clone()
         conv.weight.copy_(kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))])
         assert passes("permuted")
         conv.weight.copy_(kept)
-        last = material.graph.encoder.convs[-1]  # type: ignore[union-attr, index]
+        last = material.reference.graph.encoder.convs[-1]  # type: ignore[union-attr, index]
         last.weight.zero_()
         last.bias.fill_(1.0)
         assert passes("constant")
