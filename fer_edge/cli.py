@@ -17,6 +17,8 @@ from .console import Box, Rooms, bundle_argument, bundle_option, common, emit, e
 from .errors import FerEdgeError, ImageError, IntegrityError, MissingExtraError, UsageError
 
 ROOM_COMMANDS = {
+    "bench": ("fer_edge.benchmarks.cli_bench:bench", "Speed, memory, energy and right answers on this box."),
+    "compare": ("fer_edge.benchmarks.cli_bench:compare", "Was this build faster than that one? Two files of 'bench'."),
     "convert": ("fer_edge.converters.cli:convert", "Quantize a CLIP or a student, with its projection, into a bundle."),
     "evaluate": ("fer_edge.benchmarks.cli:evaluate", "WAR, UAR, confusion and recall on labelled faces."),
     "student": ("fer_edge.converters.learn.cli:student", "Train the small encoder behind the embedded default."),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 import click
 
@@ -112,8 +112,14 @@ def status() -> Iterator[Callable[[str], None]]:
             click.echo("\r\033[K", nl=False, err=True)
 
 
+class Fraction(Protocol):
+    """Takes the fraction done, and what is going on."""
+
+    def __call__(self, done: float, text: str = ...) -> None: ...
+
+
 @contextmanager
-def fraction(screen: TextIO, text: str) -> Iterator[Callable[[float], None]]:
+def fraction(screen: TextIO, text: str) -> Iterator[Fraction]:
     """Yields a function that takes the fraction done; draws a bar with the time left by rich, which the caller's extra
     installs; silent when the screen is not a terminal."""
     from rich.console import Console
@@ -121,7 +127,11 @@ def fraction(screen: TextIO, text: str) -> Iterator[Callable[[float], None]]:
 
     with Progress(console=Console(file=screen), transient=True, disable=not screen.isatty()) as progress:
         task = progress.add_task(text, total=1.0)
-        yield lambda done: progress.update(task, completed=done)
+
+        def show(done: float, text: str = text) -> None:
+            progress.update(task, completed=done, description=text)
+
+        yield show
 
 
 def need_extra(*packages: str, extra: str) -> None:

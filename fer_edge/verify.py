@@ -117,16 +117,7 @@ def _row(
         return Row(runtime, precision, "refused", str(error), session.engine, session.device, session.execution_precision)
     finally:
         session.close()
-    # A manifest without bars for a precision is no free pass: then ours hold.
-    misses = parity.misses(bundle.manifest.golden.thresholds.get(precision) or BARS[precision])
-    status: Status = "miss" if misses else "ok"
-    if misses and artefact.drift_allowed:
-        # Allowed was the drift that the conversion saw, not whatever this box makes of the artefact.
-        seen = {
-            name: artefact.parity.get(name, 1.0) - _SLACK for name in ("centred_cosine", "self_retrieval", "top1_agreement")
-        }
-        worse = parity.misses(seen)
-        status, misses = ("miss", worse) if worse else ("drift allowed", misses)
+    status, misses = judge(bundle, artefact, parity)
     return Row(
         runtime,
         precision,
@@ -137,3 +128,15 @@ def _row(
         session.execution_precision,
         parity,
     )
+
+
+def judge(bundle: Bundle, artefact: Artefact, parity: Parity) -> tuple[Status, list[str]]:
+    """("ok", "drift allowed" or "miss", what falls short in words) of a parity measured on this box."""
+    # A manifest without bars for a precision is no free pass: then ours hold.
+    misses = parity.misses(bundle.manifest.golden.thresholds.get(artefact.precision) or BARS[artefact.precision])
+    if not misses or not artefact.drift_allowed:
+        return ("miss" if misses else "ok"), misses
+    # Allowed was the drift that the conversion saw, not whatever this box makes of the artefact.
+    seen = {name: artefact.parity.get(name, 1.0) - _SLACK for name in ("centred_cosine", "self_retrieval", "top1_agreement")}
+    worse = parity.misses(seen)
+    return ("miss", worse) if worse else ("drift allowed", misses)

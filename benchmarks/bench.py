@@ -1,0 +1,187 @@
+"""``fer-edge bench``: every configuration in fresh processes of its own, in turns, and what they found put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from fer_edge import runtime as rt
+from fer_edge.bundle import Bundle, open_bundle
+from fer_edge.classifier import artefact_names, choose_artefact
+from fer_edge.errors import BundleError, FerEdgeError, UsageError
+
+from .environment import environment
+from .macs import count_macs
+from .measure import Job, Part, run_job
+from .peak import peak_gmacs_per_s
+from .results import Configuration, Failure, Latency, Memory, Results, Row, Scenario, Start, latency
+from .traffic import Load, Traffic
+from .worker import run_isolated
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. Empty ``runtimes`` and ``precisions``: all that the bundle has and this machine can run; empty
+    ``threads``: fer-edge's default; ``devices``: None stands for the engine's CPU. ``rounds``: fresh processes of each
+    configuration; the first one loads cold. ``in_process``: all in this process, for debugging: loads are then not cold
+    and memory is not a model's own."""
+
+    bundles: tuple[Path, ...]
+    runtimes: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+    devices: tuple[str | None, ...] = (None,)
+    threads: tuple[int, ...] = ()
+    execution_precision: str | None = None
+    scenarios: tuple[Scenario, ...] = ("single-stream", "offline")
+    load: Load = field(default_factory=lambda: Load(1.0, 5.0))
+    rounds: int = 3
+    photo: str | None = None
+    in_process: bool = False
+
+
+def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Results:
+    """Measure everything that the plan names. A configuration that fails is reported, the rest go on.
+
+    Raises BundleError for what is no bundle, or when nothing in it fits the plan."""
+    opened = {str(path): open_bundle(path) for path in plan.bundles}
+    wanted = [c for bundle in opened.values() for c in configurations(bundle, plan)]
+    surroundings = environment().as_json()
+    parts: dict[Configuration, list[Part]] = {c: [] for c in wanted}
+    failures: dict[Configuration, Failure] = {}
+    total = plan.rounds * len(wanted)
+    for i, (turn, configuration) in enumerate(_turns(plan.rounds, wanted)):
+        if configuration in failures:
+            continue
+        job = _job(plan, configuration, turn)
+
+        def say(text: str, done: float = i / total, name: str = configuration.name) -> None:
+            on_progress(done, f"{name}: {text}")
+
+        try:
+            parts[configuration].append(run_job(job, say) if plan.in_process else run_isolated(job, say))
+        except FerEdgeError as error:
+            failures[configuration] = Failure(configuration, str(error))
+    on_progress(1.0, "peak of this machine")
+    macs = {name: count_macs(bundle) for name, bundle in opened.items()}
+    peaks = {c: peak_gmacs_per_s(c) for c in wanted if c not in failures}
+    rows = [row for c in wanted if c not in failures for row in _rows(c, parts[c], macs[c.bundle], peaks[c])]
+    return Results(surroundings, tuple(rows), tuple(failures.values()))
+
+
+def configurations(bundle: Bundle, plan: Plan) -> list[Configuration]:
+    """What of a plan there is in a bundle: runtime x precision x device x threads. Raises BundleError when nothing is."""
+    threads = plan.threads or (rt.default_threads(),)
+    name = str(bundle.folder)
+    if "null" in plan.runtimes:
+        pairs = [("null", "fp32")]
+    else:
+        pairs = [
+            (a.runtime, a.precision)
+            for a in bundle.manifest.artefacts
+            if (a.runtime in plan.runtimes if plan.runtimes else rt.installed(a.runtime))
+            and a.precision in (plan.precisions or rt.PRECISIONS)
+        ]
+    found = [
+        Configuration(name, *pair, device, count, plan.execution_precision)
+        for pair, device, count in product(pairs, plan.devices, threads)
+    ]
+    if not found:
+        raise BundleError(f"{bundle.folder} has nothing to measure here; it has {artefact_names(bundle)}")
+    return found
+
+
+def _turns(rounds: int, wanted: Sequence[Configuration]) -> Iterator[tuple[int, Configuration]]:
+    """(round, configuration) in rotating order, so that none is always measured on the hottest machine."""
+    for turn in range(rounds):
+        shift = turn * len(wanted) // rounds
+        for configuration in [*wanted[shift:], *wanted[:shift]]:
+            yield turn, configuration
+
+
+def _job(plan: Plan, configuration: Configuration, turn: int) -> Job:
+    last = turn == plan.rounds - 1
+    warm = plan.scenarios[:1]
+    scenarios = plan.scenarios if last else warm
+    return Job(configuration, plan.load, scenarios, turn == 0 and not plan.in_process, last, plan.photo)
+
+
+def _rows(configuration: Configuration, parts: Sequence[Part], macs: int | None, peak: float | None) -> list[Row]:
+    """A row for every scenario; what does not depend on it stands in each."""
+    full = parts[-1]
+    cached = [part.load_ms for part in parts[1:]] or [full.load_ms]
+    start = Start(parts[0].load_ms, median(cached), parts[0].first_ms)
+    before, peak_mb = full.memory_mb["before"], full.memory_mb["peak"]
+    memory = Memory(peak_mb, full.memory_mb["resident"], before, peak_mb - before)
+    rows = []
+    for scenario in full.traffic:
+        had = [part for part in parts if scenario in part.traffic]
+        traffic = [part.traffic[scenario] for part in had]
+        energy = [e for part in had if (e := part.energy_mj[scenario]) is not None]
+        rows.append(
+            Row(
+                configuration=configuration,
+                digest=full.digest,
+                engine=full.engine,
+                device=full.device,
+                execution_precision=full.execution_precision,
+                scenario=scenario,  # type: ignore[arg-type]
+                latency_ms=_pooled(traffic),
+                throughput_per_s=median(t.throughput_per_s for t in traffic),
+                start=start,
+                memory=memory,
+                stages_ms=full.stages_ms,
+                artefact_mb=full.artefact_mb,
+                engine_mb=full.engine_mb,
+                cpu_share=median(t.cpu_share for t in traffic),
+                macs=macs,
+                peak_gmacs_per_s=peak,
+                energy_mj=median(energy) if energy else None,
+                parity=full.parity,
+                samples=tuple(t.samples for t in traffic),
+                reference_ms=tuple(part.reference_ms for part in had),
+                details=_details(traffic),
+            )
+        )
+    return rows
+
+
+def _pooled(traffic: Sequence[Traffic]) -> Latency:
+    if len(traffic) == 1:
+        return traffic[0].latency
+    return latency(np.concatenate([t.samples for t in traffic]))
+
+
+def _details(traffic: Sequence[Traffic]) -> dict[str, Any]:
+    """The last process's; whether LoadGen calls the run valid is said of all of them together."""
+    details = dict(traffic[-1].details)
+    if "loadgen_valid" in details:
+        details["loadgen_valid"] = all(t.details["loadgen_valid"] for t in traffic)
+    return details
+
+
+def official(plan: Plan) -> Plan:
+    """The plan with MLPerf's own minimum durations: one process each, ten minutes a scenario."""
+    return replace(plan, rounds=1, load=replace(plan.load, official=True))
+
+
+def only(plan: Plan) -> list[Configuration]:
+    """What a plan of one bundle means to runs that need few configurations: those that were named, or else the one that
+    ``fer_edge.load`` takes. Raises FerEdgeError."""
+    if len(plan.bundles) != 1:
+        raise UsageError("this run takes one bundle")
+    bundle = open_bundle(plan.bundles[0])
+    if not plan.runtimes:
+        name, _ = choose_artefact(bundle, None, plan.precisions[0] if plan.precisions else None)
+        plan = replace(plan, runtimes=(name,))
+    if not plan.precisions and plan.runtimes != ("null",):
+        first = [choose_artefact(bundle, name, None)[1] for name in plan.runtimes]
+        plan = replace(plan, precisions=tuple(dict.fromkeys(a.precision for a in first if a)))
+    return configurations(bundle, plan)

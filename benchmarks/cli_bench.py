@@ -1,0 +1,214 @@
+"""``fer-edge bench`` and ``fer-edge compare``. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fer_edge.console import bundle_argument, common, emit, fraction, need_extra
+from fer_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from .bench import Plan
+
+file_option = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """Whole numbers above zero, separated by commas."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", value):
+            self.fail(f"{value!r} is not a number of threads, or several as 1,2,4", param, ctx)
+        return tuple(dict.fromkeys(int(v) for v in value.split(",")))
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """Seconds, as 90s, 30m or 2h."""
+
+    name = "30m"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value)
+        if not found or float(found.group(1)) == 0:
+            self.fail(f"{value!r} is no duration; write 90s, 30m or 2h", param, ctx)
+        return float(found.group(1)) * {"s": 1, "m": 60, "h": 3600}[found.group(2)]
+
+
+_existing = click.Path(exists=True, path_type=Path)
+_OPTIONS = (
+    click.option("--runtime", "runtimes", multiple=True, help="Repeatable. Default: every one installed."),
+    click.option(
+        "--precision",
+        "precisions",
+        multiple=True,
+        type=click.Choice(["int8", "fp16", "fp32"]),
+        help="Repeatable. Default: all that the bundle has.",
+    ),
+    click.option("--device", "devices", multiple=True, help="By the engine's own name; repeatable. Default: its CPU."),
+    click.option("--threads", type=Numbers(), default=(), help="One or several. Default: all processors, at most 4."),
+    click.option("--execution-precision", help="Arithmetic to ask the engine for: bf16 or fp16 (openvino can)."),
+    click.option(
+        "--scenario",
+        "scenarios",
+        multiple=True,
+        type=click.Choice(["single-stream", "offline", "multi-stream", "server", "camera"]),
+        help="Repeatable. Default: single-stream and offline.",
+    ),
+    click.option("--seconds", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Of a timed block."),
+    click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Fresh processes of each."),
+    click.option("--mlperf", is_flag=True, help="MLPerf's official minimum durations: ten minutes a scenario."),
+    click.option(
+        "--latency-bound",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Of server, in ms. Default: twice the single-stream p90.",
+    ),
+    click.option(
+        "--fps", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Frames a second of camera."
+    ),
+    click.option("--faces", type=click.IntRange(1, 8), default=1, show_default=True, help="Faces in a frame of camera."),
+    click.option(
+        "--photo",
+        type=click.Path(exists=True, dir_okay=False),
+        help="What decoding and resizing are timed with. Default: a JPEG of 256 x 256.",
+    ),
+    click.option("--all-bundles", type=_existing, metavar="DIR", help="Measure every bundle in this folder."),
+    click.option("--accuracy", type=_existing, metavar="DATA", help="Labelled faces: WAR and UAR too, as evaluate."),
+    click.option("--truth", metavar="MEMBER", help="Of an npz for --accuracy: see evaluate."),
+    click.option("--classes", metavar="MEMBER", help="Of an npz for --accuracy: see evaluate."),
+    click.option(
+        "--interleave",
+        "other",
+        type=_existing,
+        metavar="OTHER",
+        help="Measure in turns with this: a bundle, or the python of an environment with another build.",
+    ),
+    click.option("--sustained", type=Duration(), help="Work this long, and show what heat does: 90s, 30m, 2h."),
+    click.option("--in-process", is_flag=True, help="No fresh processes: for debugging, not for figures."),
+    click.option("-o", "--output", type=file_option, help="Also write the JSON, raw samples included."),
+    click.option("--csv", "csv_file", type=file_option, help="Also write every number as CSV."),
+    click.option("--markdown", "markdown_file", type=file_option, help="Also write the table as Markdown."),
+    click.option("--html", "html_file", type=file_option, help="Also write a report with plots: one file, offline."),
+)
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What ``bench`` takes, in the order of its help."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@bundle_argument
+@_options
+@common
+def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
+    """Speed, memory, energy and right answers of every engine, precision and thread count on this box.
+
+    Each configuration runs in fresh processes of its own. Exit status 1 when a configuration failed or
+    gives wrong answers.
+    """
+    need_extra("sklearn", "rich", "matplotlib", extra="bench")
+    from .modes import accuracy, in_turns, ordinary, sustained
+    from .outputs import write_all
+    from .tables import bench_text
+
+    outputs = {name: options.pop(name) for name in ("output", "csv_file", "markdown_file", "html_file")}
+    data = [options.pop(name) for name in ("accuracy", "truth", "classes")]
+    other, seconds = options.pop("other"), options.pop("sustained")
+    plan = _plan(bundle, **options)
+    if other is not None and seconds is not None:
+        raise UsageError("--interleave and --sustained are two different runs; ask for one of them")
+    with fraction(sys.stderr, "measuring") as progress:
+        if other is not None:
+            results = in_turns(plan, other, progress)
+        elif seconds is not None:
+            results = sustained(plan, seconds, progress)
+        else:
+            results = ordinary(plan, progress)
+        if data[0] is not None:
+            results = accuracy(results, plan, data, progress)
+    write_all(results, **outputs)
+    if as_json:
+        emit(results.as_json())
+    else:
+        bench_text(results, sys.stdout)
+    if results.failures or any(row.parity.get("status") == "miss" for row in results.rows):
+        sys.exit(1)
+
+
+def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan:
+    from fer_edge.classifier import DEFAULT_BUNDLE
+
+    from .bench import Plan, official
+    from .traffic import Load
+
+    if bundle is not None and all_bundles is not None:
+        raise UsageError("name one bundle, or a folder of them with --all-bundles, not both")
+    bundles: tuple[Path, ...] = (bundle or DEFAULT_BUNDLE,)
+    if all_bundles is not None:
+        bundles = tuple(sorted(path.parent for path in all_bundles.glob("*/manifest.json")))
+        if not bundles:
+            raise UsageError(f"{all_bundles} has no bundle in it: no folder with a manifest.json")
+    seconds, mlperf = options.pop("seconds"), options.pop("mlperf")
+    paced = {name: options.pop(name) for name in ("fps", "faces")}
+    load = Load(seconds, 5 * seconds, latency_bound_ms=options.pop("latency_bound"), **paced)
+    plan = Plan(
+        bundles,
+        load=load,
+        devices=options.pop("devices") or (None,),
+        scenarios=options.pop("scenarios") or ("single-stream", "offline"),
+        **options,
+    )
+    return official(plan) if mlperf else plan
+
+
+@click.command()
+@click.argument("a", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("b", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.05,
+    show_default=True,
+    help="B may be slower by this share before it counts as a regression.",
+)
+@click.option(
+    "--again",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A second run of A: what it differs by from A is noise.",
+)
+@common
+def compare(a: Path, b: Path, tolerance: float, again: Path | None, as_json: bool) -> None:
+    """Was B faster than A? Two files of 'bench -o' or 'bench --json'.
+
+    Exit status 1 when a configuration of B is slower beyond noise and --tolerance, or gives wrong answers.
+    """
+    need_extra("sklearn", "rich", "matplotlib", extra="bench")
+    from .compare import compare as pair
+    from .results import read_results
+    from .tables import comparison_text
+
+    before, after = read_results(a), read_results(b)
+    found = pair(before, after, read_results(again) if again else None)
+    regressed = [c for c in found if c.regressed(tolerance)]
+    wrong = [row for row in after.rows if row.parity.get("status") == "miss"]
+    if as_json:
+        emit({"tolerance": tolerance, "regressions": len(regressed), "comparisons": [asdict(c) for c in found]})
+    else:
+        comparison_text(found, tolerance, sys.stdout)
+    if regressed or wrong:
+        sys.exit(1)

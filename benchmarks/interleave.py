@@ -1,0 +1,101 @@
+"""Two bundles or two builds in turns, in one run: what the machine does meanwhile, it does to both.
+
+Every round starts three fresh processes: A, A once more, and B. They work in turns, a block of inferences each. B against
+the mean of both A is the answer; A against A is the noise of processes, measured in the very same minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import exp, sqrt
+from statistics import fmean, median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .compare import DRAWS, SMALLEST_FLOOR, Verdict, verdict
+from .results import Configuration
+from .worker import Served
+
+BLOCK_MS = 25.0
+SKIPPED = 0.2
+"""Share of a block that only warms the caches which the others have emptied."""
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """``ratio``: B over A, above 1 is slower; ``interval``: 95%, drawn over rounds and blocks; ``floor``: two standard
+    errors of what fresh processes of one build differ by; ``rounds`` and ``noise``: B / A and A / A of each round; ``a`` and
+    ``b``: engine, device and fer-edge's version, as the processes told them."""
+
+    a: dict[str, str]
+    b: dict[str, str]
+    a_ms: float
+    b_ms: float
+    ratio: float
+    interval: tuple[float, float]
+    floor: float
+    verdict: Verdict
+    rounds: tuple[float, ...]
+    noise: tuple[float, ...]
+
+
+def interleave(
+    a: Configuration,
+    b: Configuration,
+    rounds: int = 6,
+    turns: int = 40,
+    python: str | None = None,
+    on_progress: Callable[[float], None] = lambda done: None,
+) -> Interleaved:
+    """Measure A and B in turns. ``python``: the interpreter of another environment that B runs in, with its own build of
+    fer-edge. Raises FerEdgeError."""
+    found = np.empty((rounds, turns, 3))
+    said: list[dict[str, str]] = []
+    for k in range(rounds):
+        with ExitStack() as stack:
+            served = [Served(a), Served(a), Served(b, python) if python else Served(b)]
+            for one in served:
+                stack.callback(one.close)
+            said = [{name: str(value) for name, value in one.ready.items()} for one in served]
+            counts = [max(4, round(BLOCK_MS / median(one.block(5)[1:]))) for one in served]
+            for turn in range(turns):
+                for i in range(3):
+                    which = (i + turn + k) % 3
+                    block = served[which].block(counts[which])
+                    found[k, turn, which] = median(block[int(len(block) * SKIPPED) :])
+                on_progress((k + (turn + 1) / turns) / rounds)
+    return judge(found, said[0], said[2])
+
+
+def judge(blocks: NDArray[np.float64], a: dict[str, str], b: dict[str, str], seed: int = 0) -> Interleaved:
+    """The verdict on block medians (rounds, turns, 3) of A, A again and B, in ms.
+
+    With s the standard deviation between processes of one build, A against A has the variance 2 s^2, B against the mean of
+    two A 1.5 s^2, and the mean over R rounds an R-th of that."""
+    logs = np.log(blocks)
+    differences = logs[:, :, 2] - logs[:, :, :2].mean(2)
+    noise = np.median(logs[:, :, 1] - logs[:, :, 0], axis=1)
+    middles = np.median(differences, axis=1)
+    floor = max(SMALLEST_FLOOR, 2 * sqrt(0.75 * fmean(noise**2) / len(noise)))
+    generator = np.random.default_rng(seed)
+    count, turns = differences.shape
+    chosen = generator.integers(count, size=(DRAWS, count))
+    picks = generator.integers(turns, size=(DRAWS, count, turns))
+    drawn = np.median(differences[chosen[:, :, None], picks], axis=2).mean(1)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    ratio, interval = exp(fmean(middles)), (exp(low), exp(high))
+    a_ms = exp(float(np.median(logs[:, :, :2])))
+    return Interleaved(
+        a,
+        b,
+        a_ms,
+        float(np.median(blocks[:, :, 2])),
+        ratio,
+        interval,
+        floor,
+        verdict(ratio, interval, floor),
+        tuple(np.exp(middles).tolist()),
+        tuple(np.exp(noise).tolist()),
+    )

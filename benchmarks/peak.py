@@ -1,0 +1,48 @@
+"""What a plain chain of matrix products reaches on this machine: the probe in ``probe/`` (made by
+``converters/probe.py``), run in the same engine, at the same precision and with the same threads as the model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fer_edge import runtime as rt
+from fer_edge.errors import EngineError, MissingExtraError
+
+from .results import Configuration
+
+PROBE = Path(__file__).parent / "probe"
+SUFFIXES = {"openvino": (".xml", ".bin"), "litert": (".tflite",), "onnxruntime": (".onnx",)}
+SIDE, CHANNELS, PRODUCTS = 32, 256, 8
+"""Of ``converters/probe.py``."""
+MACS = SIDE * SIDE * (3 * CHANNELS + PRODUCTS * CHANNELS * CHANNELS)
+SECONDS = 0.5
+
+
+def peak_gmacs_per_s(configuration: Configuration) -> float | None:
+    """10^9 multiply-accumulates a second, by the fastest tenth of half a second's runs. None for runtimes without a probe,
+    and where the engine refuses it."""
+    suffixes = SUFFIXES.get(configuration.runtime)
+    if suffixes is None:
+        return None
+    files = [PROBE / f"{configuration.runtime}-{configuration.precision}{suffix}" for suffix in suffixes]
+    crop = np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 3), dtype=np.uint8)
+    try:
+        adapter = rt.load_runtime(configuration.runtime)
+        device = adapter.devices()[0] if configuration.device is None else configuration.device
+        asked = (device, configuration.threads, configuration.execution_precision)
+        session = adapter.open(files, rt.Options(configuration.precision, *asked))
+        try:
+            times: list[float] = []
+            end = time.perf_counter() + SECONDS
+            while len(times) < 10 or time.perf_counter() < end:
+                began = time.perf_counter()
+                rt.run(session, crop)
+                times.append(time.perf_counter() - began)
+        finally:
+            session.close()
+    except (EngineError, MissingExtraError):
+        return None
+    return float(MACS / np.percentile(times, 10) / 1e9)

@@ -1,0 +1,246 @@
+"""What a benchmark finds, and its JSON: frozen dataclasses, one schema with a number.
+
+``latency_ms`` is the time of the engine's call on a prepared crop; what surrounds it is in ``stages_ms``. Times are
+milliseconds, memory and files are MB (10^6 bytes), MACs are multiply-accumulates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fer_edge.errors import UsageError
+
+SCHEMA = 1
+"""Raised when a field changes its meaning or goes; new fields do not raise it."""
+
+Scenario = Literal["single-stream", "offline", "multi-stream", "server", "camera"]
+SCENARIOS: tuple[Scenario, ...] = ("single-stream", "offline", "multi-stream", "server", "camera")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is measured. ``device``: the engine's name for it, None: its CPU; ``execution_precision``: None: the
+    artefact's own arithmetic."""
+
+    bundle: str
+    runtime: str
+    precision: str
+    device: str | None
+    threads: int
+    execution_precision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For people: "openvino int8, 2 threads"."""
+        device = f" on {self.device}" if self.device else ""
+        computed = f" computed in {self.execution_precision}" if self.execution_precision else ""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.runtime} {self.precision}{device}{computed}, {threads}"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of raw samples: percentiles (linear interpolation), extremes, mean and standard deviation (n - 1), in ms."""
+
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    p999: float
+    min: float
+    max: float
+    mean: float
+    std: float
+
+
+def latency(samples: Sequence[float] | NDArray[np.float64]) -> Latency:
+    """Statistics of at least one sample. A single sample has a standard deviation of 0."""
+    values = np.asarray(samples, np.float64)
+    p50, p90, p95, p99, p999 = (float(v) for v in np.percentile(values, (50, 90, 95, 99, 99.9)))
+    std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return Latency(p50, p90, p95, p99, p999, float(values.min()), float(values.max()), float(values.mean()), std)
+
+
+@dataclass(frozen=True)
+class Start:
+    """How long the first answer takes. ``load_ms``: fer_edge.load in a fresh process after the kernel was asked to forget
+    the files of artefact and engine; ``cached_load_ms``: with them in memory; both contain the import of the engine and
+    the check of the artefact's hash. ``first_ms``: the first inference after the cold load."""
+
+    load_ms: float
+    cached_load_ms: float
+    first_ms: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of a process that loads and runs the artefact. ``peak_rss_mb`` and ``resident_mb`` count the whole process;
+    ``harness_mb`` is what it held before anything was loaded, and ``model_mb`` the peak less that: engine, model and
+    working memory."""
+
+    peak_rss_mb: float
+    resident_mb: float
+    harness_mb: float
+    model_mb: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scenario of one configuration. ``samples``: ms, a list per process; for ``camera`` from the arrival of a frame to
+    its last answer. ``reference_ms``: of a fixed piece of work in each process, for how fast the machine was. ``parity``:
+    the golden set's numbers, ``status`` ("ok" ...) and ``problem`` (see ``fer-edge verify``). ``cpu_share``: processor time
+    over wall time, 1 = one core busy. ``details``: what only this scenario has. None: nothing to measure it with."""
+
+    configuration: Configuration
+    digest: str
+    engine: str
+    device: str
+    execution_precision: str
+    scenario: Scenario
+    latency_ms: Latency
+    throughput_per_s: float
+    start: Start
+    memory: Memory
+    stages_ms: Mapping[str, float]
+    artefact_mb: float
+    engine_mb: float | None
+    cpu_share: float
+    macs: int | None
+    peak_gmacs_per_s: float | None
+    energy_mj: float | None
+    parity: Mapping[str, Any]
+    samples: tuple[tuple[float, ...], ...]
+    reference_ms: tuple[float, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bundle_name(self) -> str:
+        """Of the bundle's folder."""
+        return Path(self.configuration.bundle).name
+
+    @property
+    def precision_text(self) -> str:
+        """The artefact's precision, and what was asked for instead of its own arithmetic: "fp32 in bf16"."""
+        asked = self.configuration.execution_precision
+        return self.configuration.precision + (f" in {asked}" if asked else "")
+
+    @property
+    def gmacs_per_s(self) -> float | None:
+        """10^9 multiply-accumulates a second in the median inference."""
+        return None if self.macs is None else self.macs / self.latency_ms.p50 / 1e6
+
+    @property
+    def share_of_peak(self) -> float | None:
+        """Of what a plain matrix product reaches here at this precision."""
+        rate, peak = self.gmacs_per_s, self.peak_gmacs_per_s
+        return None if rate is None or not peak else rate / peak
+
+    def as_json(self) -> dict[str, Any]:
+        """Flat, with the names of the contract."""
+        plain = asdict(self)
+        flat = {**plain.pop("configuration"), **plain.pop("start"), **plain.pop("memory")}
+        asked = {"device_asked": flat.pop("device"), "execution_precision_asked": flat.pop("execution_precision")}
+        plain["samples"] = [[round(v, 5) for v in part] for part in self.samples]  # 10 ns is less than a clock's error
+        return {**flat, **asked, **plain, "gmacs_per_s": self.gmacs_per_s, "share_of_peak": self.share_of_peak}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A configuration that could not be measured, and why, in one line."""
+
+    configuration: Configuration
+    problem: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """A whole run. ``extras``: parts that only some runs have (``interleaved``, ``sustained``, ``accuracy``)."""
+
+    environment: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    failures: tuple[Failure, ...] = ()
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The contract's ``{"environment", "results"}``, with ``schema`` and ``failures``."""
+        failures = [{**asdict(f.configuration), "problem": f.problem} for f in self.failures]
+        rows = [row.as_json() for row in self.rows]
+        return {
+            "schema": SCHEMA,
+            "environment": dict(self.environment),
+            "results": rows,
+            "failures": failures,
+            **self.extras,
+        }
+
+
+def read_results(path: Path) -> Results:
+    """Read what ``bench --json`` printed. Raises UsageError for anything else, or for a newer schema."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read as JSON: {' '.join(str(error).split())[:120]}") from error
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise UsageError(f"{path} has schema {schema}, this fer-edge reads up to {SCHEMA}: upgrade fer-edge")
+    if schema != SCHEMA:
+        raise UsageError(f"{path} does not hold what 'fer-edge bench --json' prints")
+    try:
+        rows = tuple(_row(row) for row in value["results"])
+        failures = tuple(Failure(_configuration(f), str(f["problem"])) for f in value["failures"])
+        environment = dict(value["environment"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path} does not hold what 'fer-edge bench --json' prints ({error!r:.80})") from error
+    known = {"schema", "environment", "results", "failures"}
+    return Results(environment, rows, failures, {k: v for k, v in value.items() if k not in known})
+
+
+def _configuration(row: Mapping[str, Any]) -> Configuration:
+    asked = {"device": row.get("device_asked", row.get("device"))}
+    asked["execution_precision"] = row.get("execution_precision_asked", row.get("execution_precision"))
+    named = {k: row[k] for k in ("bundle", "runtime", "precision", "threads")}
+    return Configuration(**named, **asked)
+
+
+_KINDS = (
+    (str, ("digest", "engine", "device", "execution_precision", "bundle", "runtime", "precision")),
+    ((dict,), ("stages_ms", "parity", "details", "latency_ms")),
+    ((int, float), ("throughput_per_s", "artefact_mb", "cpu_share", "threads")),
+    ((str, type(None)), ("device_asked", "execution_precision_asked")),
+    ((int, float, type(None)), ("engine_mb", "macs", "peak_gmacs_per_s", "energy_mj")),
+)
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    samples = tuple(tuple(float(v) for v in part) for part in row["samples"])
+    reference = tuple(float(v) for v in row["reference_ms"])
+    if not all(samples) or not samples or not reference or row["scenario"] not in SCENARIOS:
+        raise ValueError("samples, reference_ms or scenario")
+    times = np.concatenate([*samples, reference])
+    if not (np.isfinite(times) & (times > 0)).all():
+        raise ValueError("samples or reference_ms: no positive numbers")
+    taken: dict[str, Any] = {
+        name: row[name]
+        for name in Row.__dataclass_fields__
+        if name not in ("configuration", "latency_ms", "start", "memory", "samples", "reference_ms")
+    }
+    for kinds, names in _KINDS:
+        for name in names:
+            if not isinstance(row[name], kinds) or isinstance(row[name], bool):
+                raise ValueError(name)
+    start = Start(*(float(row[name]) for name in Start.__dataclass_fields__))
+    memory = Memory(*(float(row[name]) for name in Memory.__dataclass_fields__))
+    statistics = Latency(*(float(row["latency_ms"][name]) for name in Latency.__dataclass_fields__))
+    taken |= {"latency_ms": statistics, "start": start, "memory": memory, "samples": samples}
+    return Row(configuration=_configuration(row), reference_ms=reference, **taken)
+
+
+def without_samples(results: Results) -> Results:
+    """The same with the raw samples left out, for people."""
+    return replace(results, rows=tuple(replace(row, samples=()) for row in results.rows))

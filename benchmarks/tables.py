@@ -1,0 +1,222 @@
+"""Results as tables: for a terminal (rich), Markdown, and CSV with every number."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from .compare import Comparison
+from .results import Results, Row
+
+HEAD = (
+    "runtime",
+    "precision",
+    "device",
+    "threads",
+    "scenario",
+    "p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "per second",
+    "load ms",
+    "cached ms",
+    "first ms",
+    "model MB",
+    "file MB",
+    "CPU",
+    "of peak",
+    "mJ",
+    "answers",
+)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """``digits`` significant digits without an exponent, "-" for None."""
+    if value is None:
+        return "-"
+    text = f"{value:.{digits}g}"
+    return f"{float(text):,.0f}" if "e" in text or abs(value) >= 10**digits else text
+
+
+def cells(row: Row) -> list[str]:
+    """A row under HEAD."""
+    c, t, s, m = row.configuration, row.latency_ms, row.start, row.memory
+    computed = row.precision_text
+    return [
+        c.runtime,
+        computed,
+        row.device,
+        str(c.threads),
+        row.scenario,
+        *(number(v) for v in (t.p50, t.p90, t.p99, row.throughput_per_s, s.load_ms, s.cached_load_ms, s.first_ms)),
+        number(m.model_mb),
+        number(row.artefact_mb),
+        f"{row.cpu_share:.0%}",
+        "-" if row.share_of_peak is None else f"{row.share_of_peak:.0%}",
+        number(row.energy_mj),
+        answers(row),
+    ]
+
+
+def answers(row: Row) -> str:
+    """Parity in a word: a fast wrong answer is shown as wrong."""
+    status = str(row.parity.get("status", "not checked"))
+    return {"ok": "right", "miss": "WRONG", "drift allowed": "drift", "no model": "no model"}.get(status, status)
+
+
+def several_bundles(results: Results) -> bool:
+    """Whether rows need to say which bundle they are of."""
+    return len({row.configuration.bundle for row in results.rows}) > 1
+
+
+def rows_of(results: Results) -> tuple[list[str], list[list[str]]]:
+    """(head, cells of every row), with the bundle's name first when there are several."""
+    if not several_bundles(results):
+        return list(HEAD), [cells(row) for row in results.rows]
+    return ["bundle", *HEAD], [[row.bundle_name, *cells(row)] for row in results.rows]
+
+
+def markdown(results: Results) -> str:
+    """A table, and what could not be measured or is wrong."""
+    head, rows = rows_of(results)
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join([*lines, *(["", *(f"- {note}" for note in remarks(results))] if remarks(results) else [])]) + "\n"
+
+
+def remarks(results: Results) -> list[str]:
+    """What a reader must know before he believes the table."""
+    notes = [f"{f.configuration.name} failed: {f.problem}" for f in results.failures]
+    seen: set[tuple[Any, ...]] = set()
+    for row in results.rows:
+        key = (row.configuration, row.parity.get("problem"))
+        if answers(row) in ("WRONG", "drift") and key not in seen:
+            notes.append(f"{row.configuration.name} gives other answers than the reference: {row.parity.get('problem')}")
+        seen.add(key)
+    if any(row.details.get("generator") == "plain timer" for row in results.rows):
+        notes.append("MLPerf's LoadGen is not installed: single-stream and offline were timed by a plain timer")
+    if any(row.details.get("dropped") for row in results.rows):
+        notes.append(
+            "camera: "
+            + "; ".join(
+                f"{row.configuration.name} dropped {row.details['dropped']} of {row.details['frames']} frames"
+                for row in results.rows
+                if row.details.get("dropped")
+            )
+        )
+    notes += [str(note) for note in results.environment.get("notes", ())]
+    return notes
+
+
+def flat_csv(results: Results) -> str:
+    """Every number of every row but the raw samples, a column each."""
+    flat = [_flatten({k: v for k, v in row.as_json().items() if k not in ("samples", "tried")}) for row in results.rows]
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return stream.getvalue()
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            flat |= _flatten(inner, f"{prefix}{name}.")
+        elif not isinstance(inner, (list, tuple)):
+            flat[prefix + name] = inner
+    return flat
+
+
+def comparison_rows(found: Sequence[Comparison]) -> list[list[str]]:
+    """Head and rows of ``compare``."""
+    head = ["configuration", "scenario", "A ms", "B ms", "B / A", "95% interval", "noise", "verdict"]
+    rows = []
+    for c in found:
+        what = c.configuration
+        name = f"{what['runtime']} {what['precision']}, {what['device']}, threads {what['threads']}"
+        interval = f"{c.interval[0]:.3f} to {c.interval[1]:.3f}"
+        rows.append(
+            [name, c.scenario, number(c.a_ms), number(c.b_ms), f"{c.ratio:.3f}", interval, f"{c.floor:.1%}", c.verdict]
+        )
+    return [head, *rows]
+
+
+def bench_text(results: Results, screen: TextIO) -> None:
+    """What ``bench`` prints for people."""
+    console = _console(screen)
+    if results.rows:
+        head, rows = rows_of(results)
+        _table(console, head, rows, wrong=[row[-1] == "WRONG" for row in rows])
+    for entry in results.extras.get("accuracy", {}).get("of", ()):
+        low, high = entry["war_interval"]
+        name = f"{Path(entry['bundle']).name}, {entry['runtime']} {entry['precision']}"
+        console.print(
+            f"{name}: WAR {entry['war']:.1%} ({low:.1%} to {high:.1%}), UAR {entry['uar']:.1%} on {entry['n']} faces"
+        )
+    for entry in results.extras.get("interleaved", ()):
+        console.print(interleaved_text(entry))
+    if "sustained" in results.extras:
+        console.print(sustained_text(results.extras["sustained"]))
+    for note in remarks(results):
+        console.print(f"Note: {note}")
+
+
+def comparison_text(found: Sequence[Comparison], tolerance: float, screen: TextIO) -> None:
+    """What ``compare`` prints for people."""
+    console = _console(screen)
+    head, *rows = comparison_rows(found)
+    _table(console, head, rows, wrong=[c.regressed(tolerance) for c in found])
+    count = sum(c.regressed(tolerance) for c in found)
+    verdict = f"Regression: {count} of {len(found)} are slower" if count else "No regression: none is slower"
+    console.print(f"{verdict} beyond noise and the tolerance of {tolerance:.0%}.")
+
+
+def _console(screen: TextIO) -> Any:
+    from rich.console import Console
+
+    # A file or a pipe has no width: nothing is cut there.
+    return Console(file=screen, highlight=False, markup=False, soft_wrap=True, width=None if screen.isatty() else 1000)
+
+
+def _table(console: Any, head: Sequence[str], rows: Sequence[Sequence[str]], wrong: Sequence[bool]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    texts = ("runtime", "precision", "device", "scenario", "answers", "bundle", "configuration", "verdict")
+    for name in head:
+        table.add_column(name, justify="left" if name in texts else "right", overflow="fold")
+    for row, bad in zip(rows, wrong, strict=True):
+        table.add_row(*row, style="bold red" if bad else None)
+    console.print(table)
+
+
+def interleaved_text(found: Mapping[str, Any]) -> str:
+    """One entry of ``interleaved``, in three lines."""
+    low, high = found["interval"]
+    times = f"A {number(found['a_ms'])} ms, B {number(found['b_ms'])} ms"
+    return (
+        f"A: {found['name']}, {found['a']['engine']}, fer-edge {found['a']['fer_edge']}; B: {found['other']}, "
+        f"{found['b']['engine']}, fer-edge {found['b']['fer_edge']}\n"
+        f"B takes {found['ratio']:.3f} times A's time (95% interval {low:.3f} to {high:.3f}): {found['verdict']}\n"
+        f"{times}; differences below {found['floor']:.1%} are noise in this run"
+    )
+
+
+def sustained_text(found: Mapping[str, Any]) -> str:
+    """What ``--sustained`` found."""
+    after = found["throttled_after_s"]
+    end = "it never became slower for good" if after is None else f"it became slower for good after {after:.0f} s"
+    lines = [
+        f"{found['configuration']} worked for {found['seconds']:.0f} s: {end}; "
+        f"at the end it took {found['slowdown']:.2f} times as long as at the start",
+        f"rank  {'at the start':<50}  when hot",
+    ]
+    starts, ends = (sorted(found["ranking"], key=lambda r, k=key: r[k]) for key in ("before_ms", "after_ms"))  # type: ignore[misc]
+    for k, (cold, hot) in enumerate(zip(starts, ends, strict=True), 1):
+        first = f"{cold['configuration']}: {number(cold['before_ms'])} ms"
+        lines.append(f"{k:>4}  {first:<50}  {hot['configuration']}: {number(hot['after_ms'])} ms")
+    return "\n".join(lines)

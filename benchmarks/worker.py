@@ -1,0 +1,157 @@
+"""A fresh process for every measurement: what one engine leaves behind (memory, threads, caches) is not the next one's.
+
+Parent and child speak JSON, an object a line: a job goes in, progress and one answer come out. Between them stands
+nothing but the standard library; the child's own stdout is kept for the answer, engines' prints go to its stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import IO, Any
+
+from fer_edge.errors import EngineError, FerEdgeError
+
+from .measure import Job, Part, open_configuration, run_job
+from .results import Configuration, Latency
+from .traffic import Load, Traffic
+
+MODULE = "fer_edge.benchmarks.worker"
+
+
+def run_isolated(job: Job, on_progress: Callable[[str], None] = lambda text: None) -> Part:
+    """Measure in a fresh process. Raises EngineError with the child's own words, or the signal that ended it."""
+    with _child(sys.executable) as (send, receive):
+        send({"job": asdict(job)})
+        while True:
+            said = receive()
+            if "part" in said:
+                return _part(said["part"])
+            on_progress(said["progress"])
+
+
+class Served:
+    """A configuration open in a process of its own, that answers on request: for measuring two in turns.
+
+    ``python``: the interpreter, so of another build's environment too."""
+
+    def __init__(self, configuration: Configuration, python: str = sys.executable) -> None:
+        self._stack = _child(python)
+        self._send, self._receive = self._stack.__enter__()
+        self._send({"serve": asdict(configuration)})
+        self.ready: Mapping[str, Any] = self._receive()["ready"]
+
+    def block(self, count: int) -> list[float]:
+        """Milliseconds of ``count`` inferences, one after the other."""
+        self._send({"count": count})
+        samples: list[float] = self._receive()["samples"]
+        return samples
+
+    def close(self) -> None:
+        """End the process."""
+        self._stack.__exit__(None, None, None)
+
+
+@contextmanager
+def _child(python: str) -> Iterator[tuple[Callable[[Any], None], Callable[[], dict[str, Any]]]]:
+    """(send, receive) of a worker process, which is ended when the block ends."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([python, "-m", MODULE], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        into, out, errors = child.stdin, child.stdout, child.stderr
+
+        def send(value: Any) -> None:
+            try:
+                into.write(json.dumps(value) + "\n")
+                into.flush()
+            except BrokenPipeError:
+                pass  # it has ended; receive says why
+
+        def receive() -> dict[str, Any]:
+            line = out.readline()
+            said: dict[str, Any] = json.loads(line) if line else {"error": _ending(child, errors)}
+            if "error" in said:
+                raise EngineError(said["error"])
+            return said
+
+        try:
+            yield send, receive
+        finally:
+            child.kill()
+
+
+def _ending(child: subprocess.Popen[str], errors: IO[str]) -> str:
+    """Why a process ended without an answer."""
+    last = (errors.read().strip().splitlines() or ["it printed nothing"])[-1][:300]
+    code = child.wait()
+    how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+    return f"the measuring process ended with {how}: {last}"
+
+
+def _part(value: Mapping[str, Any]) -> Part:
+    traffic = {
+        name: Traffic(
+            **{
+                **t,
+                "samples": tuple(t["samples"]),
+                "statistics": Latency(**t["statistics"]) if t["statistics"] else None,
+            }
+        )
+        for name, t in value["traffic"].items()
+    }
+    return Part(**{**value, "traffic": traffic})
+
+
+def _job(value: Mapping[str, Any]) -> Job:
+    plain = {**value, "configuration": Configuration(**value["configuration"]), "load": Load(**value["load"])}
+    return Job(**{**plain, "scenarios": tuple(value["scenarios"])})
+
+
+def _serve(wanted: Configuration, lines: IO[str], say: Callable[[Any], None]) -> None:
+    """Answer requests for blocks of inferences until stdin ends."""
+    import fer_edge
+    from fer_edge.bundle import golden_set
+
+    opened = open_configuration(wanted)
+    answer = opened.answer(golden_set(opened.bundle).crops)
+    answer(0)
+    session = opened.session
+    say({"ready": {"engine": session.engine, "device": session.device, "fer_edge": fer_edge.__version__}})
+    for line in lines:
+        samples = []
+        for i in range(json.loads(line)["count"]):
+            began = time.perf_counter()
+            answer(i)
+            samples.append((time.perf_counter() - began) * 1e3)
+        say({"samples": samples})
+
+
+def main() -> None:
+    """The child's side."""
+    private = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(value: Any) -> None:
+        private.write(json.dumps(value) + "\n")
+        private.flush()
+
+    try:
+        wanted = json.loads(sys.stdin.readline())
+        if "serve" in wanted:
+            _serve(Configuration(**wanted["serve"]), sys.stdin, say)
+        else:
+            say({"part": asdict(run_job(_job(wanted["job"]), lambda text: say({"progress": text})))})
+    except FerEdgeError as error:
+        say({"error": str(error)})
+
+
+if __name__ == "__main__":
+    main()
