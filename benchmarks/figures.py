@@ -24,6 +24,7 @@ from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.console import emit, say
 
 from .figures_default import agreement, card, rival
+from .figures_harness import harness, noise
 from .timing import interleaved, medians
 
 FER_EDGE = str(Path(sys.executable).with_name("fer-edge"))
@@ -225,9 +226,8 @@ def tree_mb(folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink()) / 1e6
 
 
-figures.add_command(rival)
-figures.add_command(agreement)
-figures.add_command(card)
+for command in (rival, agreement, card, harness, noise):
+    figures.add_command(command)
 
 
 @figures.command("all")

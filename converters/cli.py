@@ -97,6 +97,17 @@ def hushed() -> Iterator[int]:
     show_default=True,
     help="Pixel mean and std: clip = CLIP's own, none = value / 255 alone, auto = none with a projection, else clip.",
 )
+@click.option(
+    "--input-size",
+    type=click.IntRange(min=1),
+    help="Experimental: pixels of a side, fewer than the CLIP was trained with; its positions are interpolated.",
+)
+@click.option(
+    "--merge-tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Experimental: tokens that every layer of the CLIP merges away (Token Merging, ICLR 2023).",
+)
 @click.option("--symmetric", is_flag=True, help="onnxruntime int8 with symmetric activations, as TensorRT wants.")
 @click.option("--allow-drift", is_flag=True, help="Write artefacts that miss their parity bars; the manifest records it.")
 @click.option("--name", help="Name in the manifest. Default: the output folder's name.")
@@ -116,6 +127,8 @@ def convert(
     card: Path | None,
     runtimes: tuple[str, ...],
     precisions: tuple[str, ...],
+    input_size: int | None,
+    merge_tokens: int,
     **options: Any,
 ) -> None:
     """Convert SOURCE into a bundle and check every artefact against the float reference.
@@ -139,12 +152,14 @@ def convert(
         from .compile_labels import left_out
         from .convert import RUNTIMES, Plan
         from .convert import convert as run
+        from .lighter import Lighter
         from .progress import steps
 
         plan = Plan(
             runtimes=tuple(dict.fromkeys(runtimes)) or RUNTIMES,
             precisions=tuple(dict.fromkeys(precisions)) or ("int8",),
             card=card.read_text(encoding="utf-8") if card else "",
+            lighter=Lighter(input_size, merge_tokens),
             **options,
         )
         with steps(screen) as report:
@@ -154,6 +169,8 @@ def convert(
     for name, missing in left_out(bundle).items():
         say(f"Note: the label set {name} was left out; the prompts have none for {', '.join(missing)}")
     emit(summary(bundle)) if as_json else click.echo(describe(bundle))
+    if plan.lighter:
+        say(f"Note: {bundle.manifest.card.rpartition(chr(10))[2]}")
     if plan.calibration is None and any(
         a.calibration and "augmentations" in a.calibration for a in bundle.manifest.artefacts
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -28,17 +28,20 @@ from fer_edge.bundle import (
     write_manifest,
 )
 from fer_edge.errors import ConversionError, FerEdgeError, UsageError
-from fer_edge.golden import BARS, Parity, measure
+from fer_edge.golden import BARS, Parity, compare, measure
 from fer_edge.manifest import Artefact, GoldenRef, Manifest
 from fer_edge.runtime import Options, default_threads, load_runtime, run
 
 from .crops import augmented, from_folder
+from .lighter import WHOLE, Lighter
 from .reference import Reference, open_reference, reference_features
 from .sources import Encoder
 
 RUNTIMES = ("openvino", "litert", "onnxruntime")
 GOLDEN_CROPS = 32
 DEFAULT_CALIBRATION = 64
+COMPARED = 64
+"""Faces on which a lighter encoder is compared with the whole one."""
 TOOLS = (
     "fer-edge",
     "torch",
@@ -59,7 +62,7 @@ TOOLS = (
 class Plan:
     """What to make of a source. ``labels``: the default label set, a built-in name or a file; ``prompts``: a built-in
     type or a file, None for P3 (CLIP) or the descriptions a student was trained with; ``calibration``: a folder of
-    faces or an npz with ``images``."""
+    faces or an npz with ``images``; ``lighter``: experimental changes of a CLIP's vision tower."""
 
     runtimes: Sequence[str] = RUNTIMES
     precisions: Sequence[str] = ("int8",)
@@ -70,6 +73,7 @@ class Plan:
     calibration_count: int = 300
     normalize: Literal["auto", "none", "clip"] = "auto"
     symmetric: bool = False
+    lighter: Lighter = WHOLE
     allow_drift: bool = False
     force: bool = False
     name: str | None = None
@@ -95,6 +99,7 @@ class _Material:
     golden: Golden
     calibration: NDArray[np.uint8]
     calibrated_with: str
+    kept: str = ""
 
 
 def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None] = lambda step: None) -> Bundle:
@@ -124,14 +129,16 @@ def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None
 
 
 def _prepare(source: str, plan: Plan) -> _Material:
-    reference = open_reference(source, plan.projection, plan.labels, plan.prompts, plan.normalize)
+    asked = (plan.projection, plan.labels, plan.prompts, plan.normalize)
+    reference = open_reference(source, *asked, plan.lighter)
     size, color = reference.spec.height, reference.spec.color
     crops = augmented(GOLDEN_CROPS, size, color, seed=7)
     features = np.concatenate([reference_features(reference, crop[None]) for crop in crops])
     if not np.isfinite(features).all():
         raise ConversionError(f"{source} gives NaN or Inf on ordinary faces; its weights are broken")
     calibration, calibrated_with = _calibration(reference.encoder, plan)
-    return _Material(reference, Golden(crops, features), calibration, calibrated_with)
+    kept = _kept(open_reference(source, *asked), reference, plan) if plan.lighter else ""
+    return _Material(reference, Golden(crops, features), calibration, calibrated_with, kept)
 
 
 def _calibration(encoder: Encoder, plan: Plan) -> tuple[NDArray[np.uint8], str]:
@@ -140,6 +147,21 @@ def _calibration(encoder: Encoder, plan: Plan) -> tuple[NDArray[np.uint8], str]:
         return crops, f"{len(crops)} faces of {plan.calibration.resolve().name}"
     crops = augmented(min(DEFAULT_CALIBRATION, plan.calibration_count), encoder.size, encoder.color, seed=11)
     return crops, f"{len(crops)} augmentations of the one shipped face (no folder of faces was given)"
+
+
+def _kept(full: Reference, lighter: Reference, plan: Plan) -> str:
+    """A sentence for the card: what a lighter encoder keeps of the whole one's answers, both in float."""
+    few = replace(plan, calibration_count=min(plan.calibration_count, COMPARED))
+    (whole, said), (smaller, _) = (_calibration(r.encoder, few) for r in (full, lighter))
+    expected, got = (
+        np.concatenate([reference_features(r, crop[None]) for crop in crops])
+        for r, crops in ((full, whole), (lighter, smaller))
+    )
+    parity = compare(got, None, expected, full.sets[0])
+    return (
+        f"Experimental: a lighter encoder ({plan.lighter}). Against the whole one, both in float, on {said}: centred cosine "
+        f"{parity.centred_cosine:.3f}, the same label for {parity.top1_agreement:.0%}."
+    )
 
 
 def _export(runtime: str, material: _Material, plan: Plan, folder: Path) -> dict[str, list[str]]:
@@ -203,7 +225,7 @@ def _finish(folder: Path, material: _Material, plan: Plan, target: Path, artefac
         name=plan.name or target.name,
         version=plan.version,
         licence=plan.licence,
-        card=plan.card or _card(material),
+        card="\n\n".join(filter(None, (plan.card or _card(material), material.kept))),
         encoder=material.reference.encoder.source,
         projection=material.reference.projection,
         input=material.reference.spec,

@@ -1,0 +1,133 @@
+"""Fewer operations in a CLIP's vision tower: against transformers' own forward pass, against token merging written as plain
+loops, and on every engine."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from fer_edge.benchmarks.random_clip import write_clip
+from fer_edge.converters.cli import convert as convert_command
+from fer_edge.converters.convert import Plan, convert
+from fer_edge.converters.lighter import Lighter, MergingTower, lighten, merge
+from fer_edge.converters.sources import open_encoder
+
+import fer_edge
+
+RUNTIMES = ("openvino", "litert", "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """17 tokens, three layers."""
+    folder = tmp_path_factory.mktemp("clip") / "clip"
+    write_clip(folder, dim=32, width=48, layers=3, heads=4, patch=8, image=32)
+    return folder
+
+
+def tower(clip: Path) -> Any:
+    return open_encoder(str(clip)).body.vision
+
+
+@torch.inference_mode()
+def test_without_merging_it_is_the_same_tower(clip: Path) -> None:
+    vision, x = tower(clip), torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(MergingTower(vision, 0)(x), vision(pixel_values=x).pooler_output)
+
+
+@torch.inference_mode()
+def test_positions_are_interpolated_as_transformers_does(clip: Path) -> None:
+    x = torch.rand(2, 3, 24, 24)
+    expected = tower(clip)(pixel_values=x, interpolate_pos_encoding=True).pooler_output
+    lighter = lighten(open_encoder(str(clip)), Lighter(input_size=24))
+    torch.testing.assert_close(lighter.body(x), expected)
+    assert lighter.size == 24
+    assert lighter.source.source == "clip (input 24)"
+
+
+@torch.inference_mode()
+def test_merging_equal_tokens_changes_nothing(clip: Path) -> None:
+    """A picture of equal patches at no position: whatever is merged, sizes in the attention make up for it exactly."""
+    vision = tower(clip)
+    vision.embeddings.position_embedding.weight.zero_()
+    x = torch.rand(1, 3, 8, 8).repeat(1, 1, 4, 4)
+    expected = vision(pixel_values=x).pooler_output
+    for count in (1, 3, 8, 100):
+        torch.testing.assert_close(MergingTower(vision, count)(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def merged_by_loops(tokens: Any, keys: Any, size: Any, count: int) -> dict[tuple[float, ...], float]:
+    """Token Merging, section 3 of the paper, for one picture in float64: tokens and their sizes, in no order."""
+    unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
+    even, odd = range(0, len(tokens), 2), range(1, len(tokens), 2)
+    edges = []
+    for i in even:
+        if i > 0:
+            best = max(odd, key=lambda j, i=i: float(unit[i] @ unit[j]))
+            edges.append((float(unit[i] @ unit[best]), i, best))
+    groups = {j: [j] for j in range(len(tokens))}
+    for _, i, j in sorted(edges, reverse=True)[:count]:
+        groups[j].append(i)
+        del groups[i]
+    result = {}
+    for members in groups.values():
+        weights = np.array([size[m] for m in members])
+        mean = (weights[:, None] * tokens[members]).sum(0) / weights.sum()
+        result[tuple(np.round(mean, 4))] = float(weights.sum())
+    return result
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_merging_against_plain_loops(count: int) -> None:
+    random = np.random.default_rng(count)
+    tokens, keys, size = random.normal(size=(17, 6)), random.normal(size=(17, 5)), random.integers(1, 5, (17, 1))
+    got, sizes = merge(*(torch.from_numpy(a[None]).double().float() for a in (tokens, keys, size)), count)
+    expected = merged_by_loops(tokens, keys, size[:, 0], count)
+    assert got.shape == (1, 17 - count, 6)
+    assert float(sizes.sum()) == size.sum()
+    np.testing.assert_allclose(got[0, 0].numpy(), tokens[0], rtol=1e-6, err_msg="the class token stays first")
+    found = sorted((*row.tolist(), s) for row, s in zip(got[0].double(), sizes[0, :, 0].tolist(), strict=True))
+    np.testing.assert_allclose(found, sorted((*row, s) for row, s in expected.items()), atol=2e-4)
+
+
+def test_no_layer_merges_more_than_there_is(clip: Path) -> None:
+    """17 tokens: at most 8 of the 9 at even places can go, then 4 of 5, then 2 of 3."""
+    assert MergingTower(tower(clip), 100).merged == (8, 4, 2)
+    assert MergingTower(tower(clip), 3).merged == (3, 3, 3)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_every_engine_computes_it(clip: Path, runtime: str, tmp_path: Path) -> None:
+    """Parity of the artefact with the lighter float graph is checked by the conversion, with fp32's bars."""
+    lighter = Lighter(24, 2)
+    bundle = convert(str(clip), tmp_path / "b", Plan(runtimes=(runtime,), precisions=("fp32",), lighter=lighter))
+    assert bundle.manifest.input.size == (24, 24)
+    assert bundle.manifest.encoder.source == "clip (input 24, 2 tokens merged a layer)"
+    with fer_edge.load(bundle.folder, runtime=runtime) as clf:
+        scores = clf.predict(np.full((40, 40, 3), 90, np.uint8)).scores
+    assert math.isclose(sum(scores.values()), 1.0, rel_tol=1e-5)
+
+
+def test_the_card_says_what_it_costs(clip: Path, tmp_path: Path) -> None:
+    """Against the whole encoder: with nothing but the positions of equal sizes changed it would be 1."""
+    command = [str(clip), "-o", str(tmp_path / "b"), "--runtime", "onnxruntime", "--precision", "fp32"]
+    result = CliRunner().invoke(convert_command, [*command, "--merge-tokens", "4"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "Experimental: a lighter encoder (4 tokens merged a layer)" in result.stderr
+    card = fer_edge.bundle.open_bundle(tmp_path / "b").manifest.card
+    kept = float(card.rpartition("centred cosine ")[2].partition(",")[0])
+    assert 0.2 < kept < 0.9999
+
+
+def test_what_cannot_be_made_lighter(clip: Path, root: Path) -> None:
+    with pytest.raises(fer_edge.UsageError, match="multiple of that"):
+        lighten(open_encoder(str(clip)), Lighter(30))
+    student = open_encoder(str(root / "converters/learn/student48.safetensors"))
+    with pytest.raises(fer_edge.UsageError, match="go with a CLIP"):
+        lighten(student, Lighter(40))
+    assert lighten(student, Lighter()) is student
