@@ -23,6 +23,7 @@ from fer_edge.bundle import artefact_files, golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.console import emit, say
 
+from .figures_beyond import lighter, streams
 from .figures_default import agreement, card, rival
 from .figures_harness import harness, noise
 from .timing import interleaved, medians
@@ -226,7 +227,7 @@ def tree_mb(folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink()) / 1e6
 
 
-for command in (rival, agreement, card, harness, noise):
+for command in (rival, agreement, card, harness, noise, lighter, streams):
     figures.add_command(command)
 
 
