@@ -60,14 +60,14 @@ def lighten(encoder: Encoder, wanted: Lighter) -> Encoder:
     size = encoder.size
     if wanted.input_size is not None:
         size = wanted.input_size
-        _resize_positions(vision, size)
+        resize_positions(vision, size)
     body = MergingTower(vision, wanted.merge_tokens).eval() if wanted.merge_tokens else encoder.body
     source = Source(f"{encoder.source.source} ({wanted})", encoder.source.sha256)
     return replace(encoder, body=body, size=size, source=source)
 
 
 @torch.no_grad()
-def _resize_positions(vision: Any, size: int) -> None:
+def resize_positions(vision: Any, size: int) -> None:
     """Position embeddings of the patches interpolated (bicubic) to another grid, once, as transformers' CLIP does at every
     call with ``interpolate_pos_encoding`` (``modeling_clip.py``)."""
     embeddings = vision.embeddings

@@ -4,6 +4,7 @@ loops, and on every engine."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,20 @@ from click.testing import CliRunner
 from fer_edge.benchmarks.random_clip import write_clip
 from fer_edge.converters.cli import convert as convert_command
 from fer_edge.converters.convert import Plan, convert
+from fer_edge.converters.learn.faces import load_faces
+from fer_edge.converters.learn.figures_lighter import RECIPE, compared
+from fer_edge.converters.learn.recipe import TrainingData, TrainingPlan
+from fer_edge.converters.learn.run import Run
+from fer_edge.converters.learn.sentences import descriptions, stored_sentences
+from fer_edge.converters.learn.train import run_epochs
+from fer_edge.converters.learn.vit import VitConfig
 from fer_edge.converters.lighter import Lighter, MergingTower, lighten, merge
 from fer_edge.converters.sources import open_encoder
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import fer_edge
+from fer_edge.labels import LABEL_SETS
 
 RUNTIMES = ("openvino", "litert", "onnxruntime")
 
@@ -131,3 +142,34 @@ def test_what_cannot_be_made_lighter(clip: Path, root: Path) -> None:
     with pytest.raises(fer_edge.UsageError, match="go with a CLIP"):
         lighten(student, Lighter(40))
     assert lighten(student, Lighter()) is student
+
+
+def test_a_small_transformer_learns_and_is_measured(data: Path, tmp_path: Path) -> None:
+    """Its loss falls, the whole network agrees with itself, and its products are those that torch counts."""
+    known = load_faces(data / "fer2013" / "public_test.npz", LABEL_SETS["ferplus8"])
+    few = replace(known, pictures=known.pictures[:96], images=known.images[:96], targets=_first(known.targets))
+    few = replace(few, labels=_first(known.labels))
+    config = VitConfig(width=24, layers=3, heads=2)
+    told = descriptions()
+    training = TrainingData(few, few, stored_sentences(), told, told, LABEL_SETS["ferplus8"])
+    recipe = replace(RECIPE, epochs=6, batch=32, lr=3e-3, warmup_epochs=0.5, average=0.5, bf16=False, mixup=0.0)
+    run = Run(TrainingPlan(training, config, recipe), tmp_path)
+    run_epochs(run, lambda report: None, lambda done: None)
+    assert run.history[-1].loss < run.history[0].loss
+    rows = compared(run, config, few)
+    assert [rows[0][name] for name in ("macs_share", "agreement", "centred_cosine")] == [1.0, 1.0, 1.0]
+    assert rows[0]["war"] == pytest.approx(run.history[-1].war, abs=0.02)
+    assert all(row["macs_share"] < 1 for row in rows[1:])
+    assert min(row["centred_cosine"] for row in rows) < 0.99
+    tower = run.learned().body.vision
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        tower(pixel_values=torch.zeros(1, 1, 48, 48))
+    assert rows[0]["macs"] == counter.get_total_flops() // 2
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        MergingTower(tower, 10)(torch.zeros(1, 1, 48, 48))
+    (merged,) = (row for row in rows if row["way"] == "10 tokens merged a layer")
+    assert merged["macs"] < counter.get_total_flops() / 2 < 1.25 * merged["macs"], "choosing what to merge is not free"
+
+
+def _first(values: Any) -> Any:
+    return values[:96]

@@ -24,6 +24,7 @@ from fer_edge.labels import LABEL_SETS
 
 from ..compile_labels import add_labels
 from .faces import Faces, load_faces, load_pictures
+from .figures_lighter import lighter
 from .language import default_constants, sentence_groups
 from .plan import plan_training
 from .recipe import EpochReport, TrainingPlan, war_uar
@@ -205,6 +206,9 @@ def repeat(faces: Path, validation: Path, work: Path, epochs: int, seed: int) ->
     equal = all(torch.equal(value, second[name]) for name, value in first.items())
     scores = {name: [f[name] for f in found] for name in ("war", "uar")}
     emit({"figure": "repeat", "epochs": epochs, **scores, "weights_equal": equal})
+
+
+figures.add_command(lighter)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

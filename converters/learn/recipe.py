@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +15,17 @@ from .language import TextRecipe
 from .sentences import Sentences
 from .student import StudentConfig
 from .teachers import Teacher
+from .vit import VitConfig
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters. ``sentences_per_class`` descriptions are drawn per class and batch, ``text_noise`` is added to
-    them; ``mixup`` is the alpha of the shares; ``average`` the decay of the averaged weights per step; ``prior`` the
-    strength of the logit adjustment; ``teacher_share`` the weight of the teachers' scores against the votes; ``views``
-    how many different views of a face teachers are asked about, each with its mirror image."""
+    """Hyper-parameters. ``momentum`` is SGD's. ``sentences_per_class`` descriptions are drawn per class and batch,
+    ``text_noise`` is added to them; ``mixup`` is the alpha of the shares; ``average`` the decay of the averaged weights
+    per step; ``prior`` the strength of the logit adjustment; ``teacher_share`` the weight of the teachers' scores against
+    the votes; ``views`` how many different views of a face teachers are asked about, each with its mirror image."""
 
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     epochs: int = 150
     batch: int = 128
     lr: float = 0.1
@@ -34,7 +37,7 @@ class Recipe:
     text_noise: float = 0.02
     mixup: float = 0.3
     average: float = 0.999
-    prior: float = 0.5
+    prior: float = 0.25
     teacher_share: float = 0.7
     views: int = 16
     strength: Strength = field(default_factory=Strength)
@@ -61,7 +64,7 @@ class TrainingPlan:
     """Everything a training needs but a place to work."""
 
     data: TrainingData
-    config: StudentConfig
+    config: StudentConfig | VitConfig
     recipe: Recipe
     teachers: tuple[Teacher, ...] = ()
 

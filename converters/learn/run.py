@@ -32,8 +32,9 @@ from fer_edge.errors import ConversionError
 from .augment import disturb, mirrored, mixup, view, warp
 from .language import constants, default_constants, draw, sentence_groups
 from .recipe import EpochReport, TrainingPlan, war_uar
-from .student import StudentConfig, StudentInTraining
+from .student import InTraining, StudentConfig
 from .teachers import ask, mean_scores
+from .vit import VitConfig
 
 ASKING = 0.5
 """The share of an epoch that asking teachers counts for in the fraction done."""
@@ -52,10 +53,10 @@ class Run:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         # Channels-last pays with bf16 only, and torch 2.13 crashes in its float32 backward pass at 8 channels.
         self.layout = torch.channels_last if recipe.bf16 else torch.contiguous_format
-        net = StudentInTraining(config, recipe.dropout)
-        self.net = cast(StudentInTraining, net.to(self.device, memory_format=self.layout))  # type: ignore[call-overload]
+        net = config.network(recipe.dropout)
+        self.net = cast(InTraining, net.to(self.device, memory_format=self.layout))  # type: ignore[call-overload]
         self.mean_net = AveragedModel(self.net, multi_avg_fn=partial(_average, recipe.average), use_buffers=True)
-        self.optimizer = torch.optim.SGD(self._groups(), lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
+        self.optimizer = self._optimizer()
         self.images = torch.from_numpy(data.train.images)[:, None]
         self.groups = sentence_groups(data.sentences, data.descriptions, data.labels)
         self.steps = len(self.images) // recipe.batch
@@ -70,6 +71,12 @@ class Run:
         prior = self.votes.mean(0).clamp(min=1e-6)
         self.adjustment = recipe.prior * prior.log()
 
+    def _optimizer(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        if recipe.optimizer == "adamw":
+            return torch.optim.AdamW(self._groups(), lr=recipe.lr)
+        return torch.optim.SGD(self._groups(), lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
+
     def _groups(self) -> list[dict[str, Any]]:
         """Parameters by weight decay and ``pace``, the factor of the learning rate: the logit scale, one number that sees
         every face, runs away at the pace of the weights."""
@@ -82,7 +89,7 @@ class Run:
             {"params": [scale], "weight_decay": 0.0, "pace": 0.1},
         ]
 
-    def _check_space(self, config: StudentConfig) -> None:
+    def _check_space(self, config: StudentConfig | VitConfig) -> None:
         """There must be one teacher, and the student must have the shape of its space."""
         if len(self.teachers) != 1:
             raise ConversionError("faces without votes are learned from exactly one teacher, whose features are matched")
@@ -93,7 +100,7 @@ class Run:
                 f"the student was given {config.feature_dim} and {config.text_dim}"
             )
 
-    def _identity(self, config: StudentConfig) -> str:
+    def _identity(self, config: StudentConfig | VitConfig) -> str:
         data = self.data
         digest = hashlib.sha256(repr((config, self.recipe, tuple(data.labels), data.sentences.text.sha256)).encode())
         for group in self.groups:
@@ -222,9 +229,9 @@ class Run:
         share = self.recipe.teacher_share
         return (1 - share) * own + share * F.cross_entropy(logits, taught.to(self.device))
 
-    def learned(self) -> StudentInTraining:
+    def learned(self) -> InTraining:
         """The averaged network."""
-        return cast(StudentInTraining, self.mean_net.module)
+        return cast(InTraining, self.mean_net.module)
 
     def class_constants(self) -> Tensor:
         """Constants (K, D) of the labels: from their descriptions, or the teacher's."""

@@ -7,10 +7,10 @@ NPU we know of. Re-parameterisation: Ding et al., "RepVGG: Making VGG-style Conv
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +36,10 @@ class StudentConfig:
     depths: tuple[int, ...] = (1, 2, 3, 3)
     feature_dim: int = 256
     text_dim: int = 384
+
+    def network(self, dropout: float) -> StudentInTraining:
+        """A network of this shape that can learn."""
+        return StudentInTraining(self, dropout)
 
     def layers(self) -> list[tuple[int, int, int]]:
         """(channels in, channels out, stride) of every convolution, first to last."""
@@ -113,33 +117,56 @@ class Student(StudentBody):
         return feature
 
 
-class StudentInTraining(nn.Module):
-    """Training form of :class:`Student`, with the text side: projection R (feature_dim, text_dim) and logit scale."""
+class InTraining(nn.Module):
+    """What learns: an encoder, whose ``body`` gives (N, W) of gray faces (N, 1, S, S) in [0, 1], and the text side:
+    projection R (feature_dim, text_dim) and logit scale."""
 
-    def __init__(self, config: StudentConfig, dropout: float = 0.2) -> None:
+    def __init__(self, body: nn.Module, width: int, feature_dim: int, text_dim: int, dropout: float) -> None:
         super().__init__()
-        self.config = config
-        self.blocks = nn.Sequential(*(Block(*shape) for shape in config.layers()))
+        self.body = body
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(config.widths[-1], config.feature_dim, bias=False)
-        self.text_projection = nn.Parameter(torch.empty(config.feature_dim, config.text_dim))
+        self.head = nn.Linear(width, feature_dim, bias=False)
+        self.text_projection = nn.Parameter(torch.empty(feature_dim, text_dim))
         nn.init.orthogonal_(self.text_projection)
         self.log_scale = nn.Parameter(torch.tensor(2.5))
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature (N, feature_dim) of gray faces (N, 1, S, S) in [0, 1]."""
-        feature: Tensor = self.head(self.dropout(self.blocks(x).mean((2, 3))))
+        feature: Tensor = self.head(self.dropout(self.body(x)))
         return feature
 
     def logits(self, feature: Tensor, constants: Tensor) -> Tensor:
         """s <f/|f|, c_k> of features (N, D) and constants (K, D): (N, K)."""
         return self.log_scale.exp().clamp(max=100.0) * F.normalize(feature, dim=-1) @ constants.T
 
+
+class _Blocks(nn.Sequential):
+    """Blocks, and the average over the picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            x = block(x)
+        return x.mean((2, 3))
+
+
+class StudentInTraining(InTraining):
+    """Training form of :class:`Student`."""
+
+    def __init__(self, config: StudentConfig, dropout: float = 0.2) -> None:
+        blocks = _Blocks(*(Block(*shape) for shape in config.layers()))
+        super().__init__(blocks, config.widths[-1], config.feature_dim, config.text_dim, dropout)
+        self.config = config
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The convolutions, first to last."""
+        return list(cast(_Blocks, self.body))  # type: ignore[arg-type]
+
     @torch.no_grad()
     def deployed(self) -> Student:
         """The re-parameterised network: the same function in eval mode."""
         student = Student(self.config)
-        student.convs = nn.ModuleList(block.fused() for block in self.blocks)  # type: ignore[operator]
+        student.convs = nn.ModuleList(block.fused() for block in self.blocks)
         student.head.weight.copy_(self.head.weight)
         return student.eval()
 

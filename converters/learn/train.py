@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
+from fer_edge.errors import UsageError
+
 from .augment import mirrored, view, warp
 from .curve import draw_curve
 from .language import fit_text_projection, sentence_groups
 from .recipe import EpochReport, TrainingPlan
 from .run import Run, unit_features
-from .student import Student, StudentCheckpoint
+from .student import Student, StudentCheckpoint, StudentInTraining
 
 TEXT_SHARE = 0.02
 """What the fit of the text side counts for in the fraction done."""
@@ -32,13 +34,11 @@ def train_student(
     teachers do not go together."""
     data, recipe, teachers = plan.data, plan.recipe, plan.teachers
     run = Run(plan, work)
-    run.resume()
-    while run.epoch < recipe.epochs:
-        report = run.run_epoch(lambda done: on_batch(done * (1 - TEXT_SHARE)))
-        run.save()
-        draw_curve(run.history, work / "curve.png")
-        on_epoch(report)
-    student = run.learned().cpu().deployed()
+    run_epochs(run, on_epoch, lambda done: on_batch(done * (1 - TEXT_SHARE)))
+    learned = run.learned().cpu()
+    if not isinstance(learned, StudentInTraining):
+        raise UsageError("only students can be deployed; see run_epochs for other networks")
+    student = learned.deployed()
     meta = {
         "recipe": asdict(recipe),
         "labels": list(data.labels),
@@ -51,6 +51,16 @@ def train_student(
         return StudentCheckpoint(student, matrix, scale, teacher.text, teacher.sets, meta)
     fitted = fit_text(run, student, lambda done: on_batch(1 - TEXT_SHARE * (1 - done)))
     return StudentCheckpoint(student, *fitted, data.sentences.text, (), meta)
+
+
+def run_epochs(run: Run, on_epoch: Callable[[EpochReport], None], on_batch: Callable[[float], None]) -> None:
+    """Go on where the run was left, to its last epoch."""
+    run.resume()
+    while run.epoch < run.recipe.epochs:
+        report = run.run_epoch(on_batch)
+        run.save()
+        draw_curve(run.history, run.work / "curve.png")
+        on_epoch(report)
 
 
 def fit_text(run: Run, student: Student, on_step: Callable[[float], None]) -> tuple[torch.Tensor, float]:

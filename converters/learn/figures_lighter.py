@@ -1,0 +1,109 @@
+"""What fewer operations cost in answers: a small vision transformer, trained here, whole and lighter."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fer_edge.console import emit, say
+from fer_edge.golden import compare
+from fer_edge.labels import LABEL_SETS, LabelSet
+
+from ..lighter import Lighter, MergingTower, resize_positions
+from .faces import Faces, crops, load_faces
+from .plan import plan_training
+from .recipe import EpochReport, Recipe, TrainingPlan, war_uar
+from .run import Run
+from .student import InTraining
+from .train import run_epochs
+from .vit import VitConfig
+
+LABELS = LABEL_SETS["ferplus8"]
+RECIPE = Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.05, warmup_epochs=3.0, dropout=0.1)
+WAYS = (
+    Lighter(),
+    Lighter(42),
+    Lighter(36),
+    Lighter(30),
+    Lighter(24),
+    Lighter(None, 2),
+    Lighter(None, 4),
+    Lighter(None, 6),
+    Lighter(None, 8),
+    Lighter(None, 10),
+    Lighter(36, 2),
+)
+"""Of 65 tokens and 6 layers: a B/32 has 50 and 12."""
+
+file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("faces", type=file)
+@click.argument("validation", type=file)
+@click.option("--work", type=click.Path(path_type=Path), default="runs/vit", show_default=True)
+@click.option("--epochs", default=30, show_default=True)
+def lighter(faces: Path, validation: Path, work: Path, epochs: int) -> None:
+    """A small ViT, trained on FACES, with a smaller input and with merged tokens, on VALIDATION in float32: share of the
+    multiplications, WAR, UAR, and agreement and centred cosine with the whole one. Nothing is trained after the change."""
+    plan = plan_training(faces, (), validation)
+    plan = TrainingPlan(plan.data, VitConfig(), replace(RECIPE, epochs=epochs))
+    run = Run(plan, work)
+
+    def line(report: EpochReport) -> None:
+        say(f"epoch {report.epoch}/{epochs}, loss {report.loss:.4f}, WAR {report.war:.4f}, {report.seconds:.0f} s")
+
+    run_epochs(run, line, lambda done: None)
+    emit({"figure": "lighter", "epochs": epochs, "ways": compared(run, VitConfig(), load_faces(validation, LABELS))})
+
+
+def compared(run: Run, config: VitConfig, test: Faces) -> list[dict[str, Any]]:
+    """Every way of :data:`WAYS`, against the first one, the whole network."""
+    assert test.labels is not None
+    net = run.learned().cpu().eval()
+    class_constants = run.class_constants().numpy()
+    labels = LabelSet("ferplus8", LABELS, class_constants, float(net.log_scale.exp()), 1.0, tuple(("",) for _ in LABELS))
+    rows: list[dict[str, Any]] = []
+    whole: NDArray[np.float32] | None = None
+    for way in WAYS:
+        features, tokens = _features(copy.deepcopy(net), config, way, test)
+        whole = features if whole is None else whole
+        macs = config.macs(tokens)
+        parity = compare(features, None, whole, labels)
+        war, uar = war_uar(labels.logits(features).argmax(1), test.labels)
+        rows.append(
+            {
+                "way": str(way) or "whole",
+                "macs_share": round(macs / (rows[0]["macs"] if rows else macs), 3),
+                "macs": macs,
+                "war": round(war, 4),
+                "uar": round(uar, 4),
+                "agreement": round(parity.top1_agreement, 4),
+                "centred_cosine": round(parity.centred_cosine, 4),
+            }
+        )
+    return rows
+
+
+@torch.inference_mode()
+def _features(net: InTraining, config: VitConfig, way: Lighter, test: Faces) -> tuple[NDArray[np.float32], list[int]]:
+    """Features (N, D) of the test faces, and the tokens of each layer. Changes ``net``."""
+    vision: Any = net.body.vision
+    size = way.input_size or config.size
+    if way.input_size is not None:
+        resize_positions(vision, size)
+    tower = MergingTower(vision, way.merge_tokens).eval()
+    images = torch.from_numpy(crops(test.pictures, size, "gray")).permute(0, 3, 1, 2)
+    rows = [net.head(tower(part.float() / 255 - 0.5)) for part in torch.split(images, 128)]
+    tokens = [(size // config.patch) ** 2 + 1]
+    for count in tower.merged:
+        tokens.append(tokens[-1] - count)
+    features: NDArray[np.float32] = torch.cat(rows).numpy()
+    return features, tokens
