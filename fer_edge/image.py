@@ -105,6 +105,17 @@ def to_input(
     return np.ascontiguousarray(array.reshape(*size, channels))
 
 
+def load_picture(image: ImageLike) -> Image.Image:
+    """The whole picture, decoded: upright, 8 bits a channel, opaque. Raises ImageError as :func:`to_input` does."""
+    picture, name = _open(image)
+    try:
+        return eight_bit(picture)
+    except ImageError:
+        raise
+    except UNREADABLE as error:
+        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from error
+
+
 def crop(picture: Image.Image, box: Box, margin: float = 0.0) -> Image.Image:
     """The part of a picture in ``box`` = (x, y, width, height), widened by ``margin``; see :func:`to_input`."""
     try:

@@ -25,6 +25,7 @@ from fer_edge.labels import LABEL_SETS
 from ..compile_labels import add_labels
 from .faces import Faces, load_faces, load_pictures
 from .figures_lighter import lighter
+from .figures_transfer import fit_speed, planted_table
 from .language import default_constants, sentence_groups
 from .plan import plan_training
 from .recipe import EpochReport, TrainingPlan, war_uar
@@ -208,7 +209,8 @@ def repeat(faces: Path, validation: Path, work: Path, epochs: int, seed: int) ->
     emit({"figure": "repeat", "epochs": epochs, **scores, "weights_equal": equal})
 
 
-figures.add_command(lighter)
+for command in (lighter, planted_table, fit_speed):
+    figures.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,246 @@
+"""The cache of features: a folder of shards, each one file that says whose features it holds.
+
+    CACHE/plan.json                 the faces, in order, and what both sides are computed with
+    CACHE/shards/00000.safetensors  image (n, D), llm (n, P); header: rows [{path, sha256}], left_out [{path, problem}]
+    CACHE/index.jsonl               shard, row, path and sha256 of every face: for people, made from the shards
+
+A shard appears whole or not at all, and is the unit of work: a run that is killed loses the shards it was at, no more, and
+repeats none that is there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fer_edge.errors import ConversionError
+
+SCHEMA = 1
+FORMAT = "fer-edge-transfer"
+PLAN, INDEX, SHARDS = "plan.json", "index.jsonl", "shards"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the pairs. ``source`` names the model or file (never a path of somebody's machine), ``sha256`` is of its
+    weights or content; ``dim`` numbers a face; ``settings`` what else decides the features (instruction, pixels ...)."""
+
+    source: str
+    sha256: str
+    dim: int
+    settings: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What a cache holds: ``faces``, their names in the order of the work; ``shard``: faces of a shard; ``half``: features
+    are stored in fp16; ``scale``: the CLIP's logit scale."""
+
+    faces: tuple[str, ...]
+    image: Side
+    llm: Side
+    shard: int
+    half: bool
+    scale: float
+
+    @property
+    def shards(self) -> int:
+        """How many."""
+        return -(-len(self.faces) // self.shard)
+
+    def names(self, shard: int) -> tuple[str, ...]:
+        """Of the faces of one shard."""
+        return self.faces[shard * self.shard : (shard + 1) * self.shard]
+
+    @property
+    def identity(self) -> str:
+        """sha256 of everything but the faces."""
+        plain = {"image": asdict(self.image), "llm": asdict(self.llm), "half": self.half}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A face of the cache: its name, and the sha256 of its bytes."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A face that could not be used, and why."""
+
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Features of some faces, float32, and those that were left out."""
+
+    rows: tuple[Row, ...]
+    left_out: tuple[LeftOut, ...]
+    image: NDArray[np.float32]
+    llm: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Everything in a cache, half or float as stored: ``image`` (N, D), ``llm`` (N, P). ``repeated``: faces whose bytes were
+    there already; they are not among the rows."""
+
+    plan: CachePlan
+    rows: tuple[Row, ...]
+    left_out: tuple[LeftOut, ...]
+    repeated: tuple[Row, ...]
+    image: Tensor
+    llm: Tensor
+
+
+def shard_file(cache: Path, shard: int) -> Path:
+    """Where a shard lies."""
+    return cache / SHARDS / f"{shard:05d}.safetensors"
+
+
+def open_cache(cache: Path, plan: CachePlan) -> CachePlan:
+    """Begin a cache, or go on with one; returns the plan in force, whose faces are those that the cache began with.
+
+    Raises ConversionError when the cache was made with other models or settings, or is no cache."""
+    if not (cache / PLAN).exists():
+        # What a run leaves that was killed before its plan was written.
+        ours = {SHARDS, f"{PLAN}.partial"}
+        if cache.exists() and any(entry.name not in ours for entry in cache.iterdir()):
+            raise ConversionError(f"{cache} is no feature cache and not empty; name another folder")
+        (cache / SHARDS).mkdir(parents=True, exist_ok=True)
+        written = {"schema": SCHEMA, "format": FORMAT, **asdict(plan)}
+        _replace(cache / PLAN, json.dumps(written, indent=1, sort_keys=True) + "\n")
+        return plan
+    known = read_plan(cache)
+    if known.identity != plan.identity:
+        sides = [name for name in ("image", "llm") if getattr(known, name) != getattr(plan, name)]
+        which = " and ".join(sides) or "precision"
+        raise ConversionError(f"{cache} was made with another {which} side; name another folder, or remove it")
+    return known
+
+
+def read_plan(cache: Path) -> CachePlan:
+    """Raises ConversionError when there is none, or it cannot be read."""
+    try:
+        value = json.loads((cache / PLAN).read_text())
+        if value["format"] != FORMAT:
+            raise ValueError("not ours")
+        if value["schema"] > SCHEMA:
+            raise ConversionError(f"{cache} was made by a newer fer-edge (schema {value['schema']}); upgrade fer-edge")
+        image, llm = (Side(**value[name]) for name in ("image", "llm"))
+        faces, shard = tuple(map(str, value["faces"])), int(value["shard"])
+        return CachePlan(faces, image, llm, shard, bool(value["half"]), float(value["scale"]))
+    except FileNotFoundError as error:
+        raise ConversionError(
+            f"{cache} is no feature cache (it has no {PLAN}); make one: fer-edge transfer features"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(
+            f"{cache / PLAN} is damaged ({type(error).__name__}); remove the cache to start anew"
+        ) from error
+
+
+def write_shard(cache: Path, plan: CachePlan, shard: int, found: Shard) -> None:
+    """Write one shard in one step."""
+    kind = torch.float16 if plan.half else torch.float32
+    tensors = {"image": torch.from_numpy(found.image).to(kind), "llm": torch.from_numpy(found.llm).to(kind)}
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ConversionError(f"the {name} side gives NaN or Inf for a face of shard {shard}")
+    header = {
+        "identity": plan.identity,
+        "rows": [asdict(row) for row in found.rows],
+        "left_out": [asdict(row) for row in found.left_out],
+    }
+    file = shard_file(cache, shard)
+    partial = file.with_name(file.name + ".partial")
+    save_file(tensors, partial, metadata={FORMAT: json.dumps(header)})
+    partial.replace(file)
+
+
+def missing_shards(cache: Path, plan: CachePlan) -> list[int]:
+    """Shards that are still to be made: not there, or damaged, or of other models."""
+    return [k for k in range(plan.shards) if not _complete(shard_file(cache, k), plan, k)]
+
+
+def _complete(file: Path, plan: CachePlan, shard: int) -> bool:
+    if not file.exists():
+        return False
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = json.loads((opened.metadata() or {})[FORMAT])
+            count = opened.get_slice("image").get_shape()[0]
+            whole = opened.get_slice("llm").get_shape()[0] == count == len(header["rows"])
+        names = sorted(r["path"] for part in ("rows", "left_out") for r in header[part])
+        return whole and header["identity"] == plan.identity and names == sorted(plan.names(shard))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def read_pairs(cache: Path) -> Pairs:
+    """The whole cache. Raises ConversionError when shards are missing or damaged, or no face is left."""
+    plan = read_plan(cache)
+    missing = missing_shards(cache, plan)
+    if missing:
+        raise ConversionError(
+            f"{cache} is not complete: {len(missing)} of {plan.shards} shards are missing or damaged; "
+            "run the same 'fer-edge transfer features' again, it goes on where it stopped"
+        )
+    rows, left_out, repeated, image, llm = [], [], [], [], []
+    seen: set[str] = set()
+    for k in range(plan.shards):
+        with safe_open(shard_file(cache, k), framework="pt") as opened:
+            header = json.loads(opened.metadata()[FORMAT])
+            known = [Row(**row) for row in header["rows"]]
+            fresh = [i for i, row in enumerate(known) if not (row.sha256 in seen or seen.add(row.sha256))]  # type: ignore[func-returns-value]
+            rows += [known[i] for i in fresh]
+            kept = set(fresh)
+            repeated += [row for i, row in enumerate(known) if i not in kept]
+            left_out += [LeftOut(**row) for row in header["left_out"]]
+            image.append(opened.get_tensor("image")[fresh])
+            llm.append(opened.get_tensor("llm")[fresh])
+    if not rows:
+        raise ConversionError(f"{cache} holds no face: all {len(left_out)} were left out")
+    return Pairs(plan, tuple(rows), tuple(left_out), tuple(repeated), torch.cat(image), torch.cat(llm))
+
+
+def write_index(cache: Path) -> None:
+    """index.jsonl, from the shards' own headers."""
+    _replace(cache / INDEX, "".join(json.dumps(line) + "\n" for line in _lines(cache, read_plan(cache))))
+
+
+def _lines(cache: Path, plan: CachePlan) -> Iterator[dict[str, Any]]:
+    for k in range(plan.shards):
+        with safe_open(shard_file(cache, k), framework="pt") as opened:
+            header = json.loads(opened.metadata()[FORMAT])
+        yield from ({"shard": k, "row": i, **row} for i, row in enumerate(header["rows"]))
+        yield from ({"shard": k, "row": None, **row} for row in header["left_out"])
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def common_names(names: Sequence[str], known: Mapping[str, int]) -> list[int]:
+    """Places of names in a table. Raises ConversionError for the first one that is not there."""
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise ConversionError(f"{len(missing)} faces have no LLM features in the file, the first is {missing[0]}")
+    return [known[name] for name in names]

@@ -1,0 +1,213 @@
+"""``fer-edge transfer``: features of unlabelled faces, and the projection that they teach."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fer_edge.console import Rooms, common, emit, fraction, need_extra, say
+from fer_edge.errors import UsageError
+
+from ...cli import hushed
+
+if TYPE_CHECKING:
+    from .features import Progress
+    from .fit import FitEpoch
+    from .sources import Source
+
+file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.group(cls=Rooms)
+def transfer() -> None:
+    """Learn a projection from unlabelled faces and what an LLM says of them."""
+
+
+@transfer.command()
+@click.argument("faces", type=click.Path(exists=True, path_type=Path))
+@click.option("--encoder", required=True, help="The CLIP: a folder or a Hugging Face id.")
+@click.option("--llm", help="A BLIP-2 or InstructBLIP with a T5 inside: a folder or a Hugging Face id.")
+@click.option("--llm-features", type=file, help="Instead of --llm: vectors made elsewhere (safetensors).")
+@click.option("--descriptions", type=file, help='Instead of --llm: what was written of each face, {"path", "text"} a line.')
+@click.option("--text-model", help="What embeds the descriptions: a sentence encoder's folder or id.")
+@click.option("--instruction", help="What the LLM is asked. Default: the paper's instruction.")
+@click.option(
+    "--pixels",
+    type=click.Choice(["plain", "clip"]),
+    default="plain",
+    show_default=True,
+    help="Of both models: value / 255 alone, as the paper; or with CLIP's mean and std.",
+)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The cache to begin, or to go on with.")
+@click.option("--shard", type=click.IntRange(min=1), default=512, show_default=True, help="Faces of a file of the cache.")
+@click.option("--float", "whole", is_flag=True, help="Store float32. Default: fp16, half the disk.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Faces at once, halved when too many."
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where torch sees one.")
+@common
+def features(faces: Path, output: Path, shard: int, whole: bool, as_json: bool, **options: Any) -> None:
+    """Image features and LLM features of FACES (a folder, or an npz with 'images'), once and for all.
+
+    Can be interrupted at any time; the same command goes on. Faces that cannot be read are left out and listed.
+    """
+    need_extra("torch", "transformers", "safetensors", "rich", extra="convert")
+    with hushed():
+        from .cache import read_pairs
+        from .features import Faces, compute, new_faces, plan_cache
+
+        known = Faces(faces)
+        image, llm = _sources(**options)
+        plan = plan_cache(known, image, llm, shard, half=not whole)
+    with fraction(sys.stderr, "features") as progress:
+        compute(known, output, plan, image[0], llm, _shown(progress))
+    found, fresh = read_pairs(output), new_faces(known, output)
+    for row in found.left_out:
+        say(f"Left out: {row.problem}")
+    if fresh:
+        say(f"Note: {fresh} faces have come since this cache was begun; they are not in it. Begin another with -o")
+    counts = {"faces": len(found.rows), "left_out": len(found.left_out), "repeated": len(found.repeated), "new": fresh}
+    shapes = {"image_dim": found.image.shape[1], "llm_dim": found.llm.shape[1]}
+    if as_json:
+        emit({"cache": str(output), **counts, **shapes, "left_out_faces": [asdict(row) for row in found.left_out]})
+    else:
+        say(
+            f"{counts['faces']} faces in {output}, {counts['left_out']} left out, {counts['repeated']} repeated; "
+            f"now: fer-edge transfer fit {output} -o projection.safetensors"
+        )
+
+
+def _sources(
+    encoder: str,
+    llm: str | None,
+    llm_features: Path | None,
+    descriptions: Path | None,
+    text_model: str | None,
+    instruction: str | None,
+    pixels: Any,
+    batch: int,
+    device: str | None,
+) -> tuple[tuple[Source, float], Source]:
+    import torch
+
+    from . import sources as s
+
+    if sum(given is not None for given in (llm, llm_features, descriptions)) != 1:
+        raise UsageError("give one source of LLM knowledge: --llm, --llm-features or --descriptions")
+    if (descriptions is None) != (text_model is None):
+        raise UsageError("--descriptions and --text-model go together")
+    if instruction is not None and llm is None:
+        raise UsageError("--instruction is what --llm is asked; features from a file have been made already")
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if where == "cuda" and not torch.cuda.is_available():
+        raise UsageError("torch sees no CUDA device here; leave --device out")
+    image = s.image_source(encoder, pixels, where, batch)
+    if llm is not None:
+        return image, s.llm_source(llm, instruction or s.INSTRUCTION, pixels, where, batch)
+    if llm_features is not None:
+        return image, s.vectors_source(llm_features)
+    assert descriptions is not None
+    assert text_model is not None
+    return image, s.descriptions_source(descriptions, text_model)
+
+
+def _shown(progress: Callable[..., None]) -> Callable[[Progress], None]:
+    def show(now: Progress) -> None:
+        left = "" if now.seconds_left is None else f", {timedelta(seconds=round(now.seconds_left))} left"
+        progress(now.done / max(1, now.total), f"features: {now.done} of {now.total} faces{left}")
+
+    return show
+
+
+@transfer.command()
+@click.argument("cache", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The projection to write (safetensors)."
+)
+@click.option(
+    "--method",
+    type=click.Choice(["infonce", "ridge", "cca", "warm"]),
+    default="infonce",
+    show_default=True,
+    help="infonce: as published; ridge: the linear map, closed form; cca: canonical directions; warm: infonce from those.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Of infonce and warm.")
+@click.option("--batch", type=click.IntRange(min=2), default=512, show_default=True, help="Faces told apart at a time.")
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=1e-3, show_default=True, help="Learning rate.")
+@click.option("--rank", type=click.IntRange(min=1), help="Directions that cca and warm keep. Default: all.")
+@click.option(
+    "--ridge",
+    type=click.FloatRange(min=0),
+    default=1e-2,
+    show_default=True,
+    help="Of the closed forms: share of the mean variance.",
+)
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share of faces only looked at.",
+)
+@click.option("--patience", type=click.IntRange(min=1), help="Stop after so many epochs without a smaller held-out loss.")
+@click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same projection.")
+@click.option("--threads", type=click.IntRange(min=1), help="Default: torch's own.")
+@common
+def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options: Any) -> None:
+    """Fit a projection to the features in CACHE; 'fer-edge convert --projection' takes it.
+
+    The defaults are the published recipe.
+    """
+    need_extra("torch", "safetensors", "rich", extra="convert")
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    from .cache import read_pairs
+    from .fit import FitRecipe
+    from .fit import fit as run
+    from .projection import write_projection
+
+    pairs = read_pairs(cache)
+    recipe = FitRecipe(scale=pairs.plan.scale, **options)
+    with fraction(sys.stderr, "fitting") as progress:
+
+        def show(epoch: FitEpoch) -> None:
+            progress(epoch.epoch / recipe.epochs, "fitting")
+            say(_epoch_text(epoch, recipe.epochs))
+
+        fitted = run(pairs.image, pairs.llm, recipe, show)
+    write_projection(output, fitted, recipe, pairs)
+    if as_json:
+        emit(
+            {
+                "projection": str(output),
+                "faces": len(pairs.rows),
+                "kept_epoch": fitted.kept,
+                "epochs": [_plain(e) for e in fitted.epochs],
+            }
+        )
+    else:
+        say(f"Written: {output}; now: fer-edge convert {pairs.plan.image.source} --projection {output} -o BUNDLE")
+
+
+def _epoch_text(epoch: FitEpoch, epochs: int) -> str:
+    held = (
+        ""
+        if math.isnan(epoch.held_out_loss)
+        else (f"; held out: loss {epoch.held_out_loss:.3f}, retrieval {epoch.held_out_retrieval:.1%}")
+    )
+    name = f"epoch {epoch.epoch}/{epochs}" if epoch.epoch else "closed form"
+    return f"{name}: loss {epoch.loss:.3f}, retrieval {epoch.retrieval:.1%}{held} ({epoch.seconds:.1f} s)"
+
+
+def _plain(epoch: FitEpoch) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(epoch).items()}

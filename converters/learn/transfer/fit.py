@@ -1,0 +1,257 @@
+"""The projection W (P, D) from pairs of frozen features: image features E(x) (N, D) and LLM features t (N, P) of the same
+faces.
+
+As published (Exp-CLIP, WACV 2025, section 3.2, and the reference's ``train.py``): z = W E(x), symmetric InfoNCE between
+z/|z| and t/|t| within a batch at CLIP's frozen scale, SGD. The reference recomputes both features at every step; here they
+are computed once, and training is a few seconds of matrix products.
+
+After the fold only the Gram matrix W'W counts (``converters/graph.py``), so W may have any number of rows: the other methods
+make use of that."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fer_edge.errors import ConversionError, UsageError
+
+Method = Literal["infonce", "ridge", "cca", "warm"]
+BLOCK = 4096
+"""Faces that are widened to float32 at once."""
+METHODS: tuple[Method, ...] = ("infonce", "ridge", "cca", "warm")
+
+
+@dataclass(frozen=True)
+class FitRecipe:
+    """The published settings are the defaults; ``scale`` is CLIP's.
+
+    ``method``: "infonce", W from a random start by SGD; "ridge", the closed-form linear map from image features to LLM
+    features; "cca", canonical correlations, weighted by their size; "warm", InfoNCE by Adam on the canonical directions from
+    the closed-form start. ``rank``: directions that "cca" and "warm" keep, None: all. ``ridge``: what is added to the
+    variances, as a share of their mean. ``held_out``: share of the faces that are only looked at; ``patience``: epochs
+    without a smaller held-out loss before training stops, None: never; the best epoch's W is then kept."""
+
+    method: Method = "infonce"
+    epochs: int = 5
+    batch: int = 512
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    scale: float = 100.0
+    seed: int = 1
+    rank: int | None = None
+    ridge: float = 1e-2
+    held_out: float = 0.0
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class FitEpoch:
+    """``loss`` and ``retrieval`` (share of faces whose own LLM features are the nearest of their batch) while
+    training; ``held_out_*``: after the epoch, NaN without held-out faces; epoch 0 is the start."""
+
+    epoch: int
+    loss: float
+    retrieval: float
+    held_out_loss: float
+    held_out_retrieval: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """``weight`` W (rows, D) float32; ``epochs`` as they went; ``kept``: the epoch that W is of."""
+
+    weight: Tensor
+    epochs: tuple[FitEpoch, ...]
+    kept: int
+
+
+def fit(image: Tensor, llm: Tensor, recipe: FitRecipe, on_epoch: Callable[[FitEpoch], None] = lambda e: None) -> Fitted:
+    """Fit W to pairs of features (N, D) and (N, P), half or float, on the device that they are on.
+
+    Raises UsageError when there are fewer faces than one batch, ConversionError for NaN or Inf."""
+    _check(image, llm, recipe)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    order = torch.randperm(len(image), generator=generator)
+    count = round(recipe.held_out * len(image))
+    held, kept = order[:count], order[count:]
+    if len(kept) < recipe.batch:
+        raise UsageError(
+            f"{len(kept)} faces to learn from are fewer than one batch of {recipe.batch}; give more, or a smaller --batch"
+        )
+    if recipe.method in ("ridge", "cca"):
+        return _closed(image, llm, kept, held, recipe, on_epoch)
+    weight, targets = _start(image, llm, kept, recipe, generator)
+    return _descend(image, targets, weight, kept, held, recipe, generator, on_epoch)
+
+
+def _check(image: Tensor, llm: Tensor, recipe: FitRecipe) -> None:
+    if image.ndim != 2 or llm.ndim != 2 or len(image) != len(llm):
+        raise UsageError(f"pairs of features are needed, (N, D) and (N, P); got {tuple(image.shape)} and {tuple(llm.shape)}")
+    if not 0 <= recipe.held_out < 1:
+        raise UsageError(f"the held-out share must be at least 0 and below 1, not {recipe.held_out}")
+    if recipe.patience is not None and recipe.held_out == 0:
+        raise UsageError("stopping early needs held-out faces: give --held-out too")
+    for name, side in (("image", image), ("LLM", llm)):
+        if not all(bool(torch.isfinite(part).all()) for part in torch.split(side, BLOCK)):
+            raise ConversionError(f"the {name} features hold NaN or Inf")
+
+
+def info_nce(z: Tensor, t: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(symmetric InfoNCE, share of z whose nearest t is their own) of a batch z, t (B, P), as in the reference."""
+    logits = scale * F.normalize(z, dim=-1) @ F.normalize(t, dim=-1).T
+    own = torch.arange(len(logits), device=logits.device)
+    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    with torch.no_grad():
+        right = (logits.argmax(1) == own).float().mean()
+    return loss, right
+
+
+def _start(image: Tensor, llm: Tensor, kept: Tensor, recipe: FitRecipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(W to begin with, targets): random and the LLM features themselves, or the canonical start and the LLM's canonical
+    variates."""
+    if recipe.method == "infonce":
+        bound = 1 / math.sqrt(image.shape[1])  # torch.nn.Linear's own, which the reference starts from
+        weight = torch.empty(llm.shape[1], image.shape[1]).uniform_(-bound, bound, generator=generator)
+        return weight.to(image.device), llm
+    return _canonical_start(image, llm, kept, recipe)
+
+
+def _canonical_start(image: Tensor, llm: Tensor, kept: Tensor, recipe: FitRecipe) -> tuple[Tensor, Tensor]:
+    """(W of the canonical directions, the LLM's canonical variates of all faces)."""
+    ours, theirs = canonical(image, llm, kept, recipe)
+    mean = _mean(llm, kept)
+    return ours, torch.cat([(part.float() - mean) @ theirs.T for part in torch.split(llm, BLOCK)])
+
+
+def _closed(
+    image: Tensor, llm: Tensor, kept: Tensor, held: Tensor, recipe: FitRecipe, on_epoch: Callable[[FitEpoch], None]
+) -> Fitted:
+    began = time.monotonic()
+    weight, targets = (
+        (ridge(image, llm, kept, recipe.ridge), llm)
+        if recipe.method == "ridge"
+        else _canonical_start(image, llm, kept, recipe)
+    )
+    loss, right = evaluate(image, targets, weight, kept, recipe)
+    report = FitEpoch(0, loss, right, *evaluate(image, targets, weight, held, recipe), time.monotonic() - began)
+    on_epoch(report)
+    return Fitted(weight.cpu(), (report,), 0)
+
+
+def _descend(
+    image: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    kept: Tensor,
+    held: Tensor,
+    recipe: FitRecipe,
+    generator: torch.Generator,
+    on_epoch: Callable[[FitEpoch], None],
+) -> Fitted:
+    """InfoNCE by gradient descent, the last incomplete batch of every epoch dropped."""
+    weight = weight.clone().requires_grad_()
+    if recipe.method == "infonce":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            [weight], lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+    else:
+        optimizer = torch.optim.Adam([weight], lr=recipe.lr)
+    began = time.monotonic()
+    start = evaluate(image, targets, weight.detach(), held, recipe)
+    reports = [FitEpoch(0, math.nan, math.nan, *start, time.monotonic() - began)]
+    best, best_weight = (start[0], 0), weight.detach().clone()
+    for epoch in range(1, recipe.epochs + 1):
+        began = time.monotonic()
+        order = kept[torch.randperm(len(kept), generator=generator)]
+        steps, losses, rights = len(order) // recipe.batch, 0.0, 0.0
+        for rows in torch.split(order[: steps * recipe.batch], recipe.batch):
+            rows = rows.to(image.device)
+            loss, right = info_nce(image[rows].float() @ weight.T, targets[rows].float(), recipe.scale)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses, rights = losses + loss.item(), rights + right.item()
+        seen = evaluate(image, targets, weight.detach(), held, recipe)
+        report = FitEpoch(epoch, losses / steps, rights / steps, *seen, time.monotonic() - began)
+        reports.append(report)
+        on_epoch(report)
+        if recipe.patience is None or seen[0] < best[0]:
+            best, best_weight = (seen[0], epoch), weight.detach().clone()
+        elif epoch - best[1] >= recipe.patience:
+            break
+    return Fitted(best_weight.cpu(), tuple(reports), best[1])
+
+
+@torch.no_grad()
+def evaluate(image: Tensor, targets: Tensor, weight: Tensor, rows: Tensor, recipe: FitRecipe) -> tuple[float, float]:
+    """(loss, retrieval) over batches of ``rows``, the last incomplete one counted only when there is no other; NaN without
+    rows."""
+    if len(rows) < 2:
+        return math.nan, math.nan
+    whole = rows[: max(1, len(rows) // recipe.batch) * recipe.batch]
+    found = []
+    for part in torch.split(whole, recipe.batch):
+        part = part.to(image.device)
+        loss, right = info_nce(image[part].float() @ weight.T, targets[part].float(), recipe.scale)
+        found.append((loss.item(), right.item()))
+    losses, rights = zip(*found, strict=True)
+    return sum(losses) / len(losses), sum(rights) / len(rights)
+
+
+def _mean(side: Tensor, rows: Tensor) -> Tensor:
+    return torch.stack([side[part.to(side.device)].float().sum(0) for part in torch.split(rows, BLOCK)]).sum(0) / len(rows)
+
+
+def _covariances(image: Tensor, llm: Tensor, rows: Tensor, both: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(image x image (D, D), LLM x image (P, D), LLM x LLM (P, P) if asked) of the rows, centred."""
+    means = _mean(image, rows), _mean(llm, rows)
+    d, p = image.shape[1], llm.shape[1]
+    own, cross = image.new_zeros(d, d, dtype=torch.float32), image.new_zeros(p, d, dtype=torch.float32)
+    theirs = image.new_zeros(p, p, dtype=torch.float32) if both else None
+    for part in torch.split(rows, BLOCK):
+        part = part.to(image.device)
+        x, t = image[part].float() - means[0], llm[part].float() - means[1]
+        own.addmm_(x.T, x)
+        cross.addmm_(t.T, x)
+        if theirs is not None:
+            theirs.addmm_(t.T, t)
+    return own / len(rows), cross / len(rows), None if theirs is None else theirs / len(rows)
+
+
+def ridge(image: Tensor, llm: Tensor, rows: Tensor, share: float) -> Tensor:
+    """W = C_tx (C_xx + lambda I)^-1 of centred features: the linear map from E(x) to t with the smallest squared error."""
+    own, cross, _ = _covariances(image, llm, rows, both=False)
+    own = own.double()
+    own += share * own.diagonal().mean() * torch.eye(len(own), dtype=torch.float64, device=own.device)
+    weight: Tensor = torch.linalg.solve(own, cross.double().T).T.float().contiguous()
+    return weight
+
+
+def canonical(image: Tensor, llm: Tensor, rows: Tensor, recipe: FitRecipe) -> tuple[Tensor, Tensor]:
+    """Canonical directions of both sides, each times the root of its correlation: (rank, D) and (rank, P).
+
+    The singular value decomposition of C_xx^-1/2 C_xt C_tt^-1/2 (Hotelling 1936; with ridge terms: Vinod 1976)."""
+    own, cross, theirs = _covariances(image, llm, rows, both=True)
+    assert theirs is not None
+    left, right = _inverse_root(own, recipe.ridge), _inverse_root(theirs, recipe.ridge)
+    u, s, v = torch.linalg.svd(left @ cross.T @ right, full_matrices=False)
+    rank = min(len(s), recipe.rank or len(s))
+    root = s[:rank, None].sqrt()
+    return (root * (u[:, :rank].T @ left)).contiguous(), (root * (v[:rank] @ right)).contiguous()
+
+
+def _inverse_root(matrix: Tensor, share: float) -> Tensor:
+    """(matrix + lambda I)^-1/2 of a symmetric matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    lifted = values.clamp(min=0) + share * values.clamp(min=0).mean()
+    root: Tensor = (vectors / lifted.sqrt()) @ vectors.T
+    return root

