@@ -37,9 +37,9 @@ def evaluate(
     """
     need_extra("sklearn", "rich", extra="bench")
     from fer_edge.classifier import load
+    from fer_edge.labelled import read_faces
 
     from .evaluate import evaluate as run
-    from .evaluate import read_faces
     from .screen import evaluation_text
 
     faces = read_faces(data, truth, classes)

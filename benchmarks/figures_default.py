@@ -13,10 +13,11 @@ from fer_edge.bundle import artefact_files, golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.console import emit
 from fer_edge.errors import UsageError
+from fer_edge.labelled import intervals, label_of, read_faces
 from fer_edge.runtime import Options, load_runtime, run
 
 from .card import figures_section
-from .evaluate import evaluate, intervals, label_of, read_faces
+from .evaluate import evaluate
 from .timing import interleaved, medians
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from fer_edge.classifier import load
 from fer_edge.console import Fraction
 from fer_edge.errors import UsageError
+from fer_edge.labelled import read_faces
 from fer_edge.manifest import MANIFEST
 
 from . import sustained as long
@@ -62,7 +63,7 @@ def accuracy(results: Results, plan: Plan, data: Sequence[Any], progress: Fracti
     """The results with ``accuracy``: n, WAR and UAR with intervals of every configuration, threads aside.
 
     Raises UsageError for data that is no labelled faces."""
-    from .evaluate import evaluate, read_faces
+    from .evaluate import evaluate
 
     faces = read_faces(*data)
     distinct: dict[tuple[Any, ...], Configuration] = {}

@@ -14,11 +14,12 @@ import pytest
 import fer_edge
 from fer_edge.cli import main
 from fer_edge.errors import LabelError, UsageError
+from fer_edge.labelled import intervals, label_of, read_faces
 
 pytest.importorskip("sklearn")
 pytest.importorskip("rich")
 
-from fer_edge.benchmarks.evaluate import evaluate, intervals, label_of, read_faces
+from fer_edge.benchmarks.evaluate import evaluate
 
 TRUTH, CLASSES = "ferplus_majority_labelcsv", "ferplus_class_names"
 MEMBERS = ("--truth", TRUTH, "--classes", CLASSES)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from fer_edge.benchmarks.card import confusion_picture, figures_section
-from fer_edge.benchmarks.evaluate import evaluate, read_faces
+from fer_edge.benchmarks.evaluate import evaluate
 from fer_edge.benchmarks.figures import figures
 from fer_edge.converters.convert import Plan, convert
 
 import fer_edge
 from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.labelled import read_faces
 
 MEMBERS = ("--truth", "t", "--classes", "c")
 

@@ -1,0 +1,120 @@
+"""Labelled faces, and how far a figure from them can be trusted: for ``evaluate`` and for the reports of a training."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import UsageError
+from .image import IMAGE_SUFFIXES, ImageLike
+from .labels import SYNONYMS
+
+
+@dataclass(frozen=True)
+class LabelledFaces:
+    """``images`` with the name of each one's class; ``left_out`` counts those without a usable label."""
+
+    images: Sequence[ImageLike]
+    classes: Sequence[str]
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """95% intervals (low, high) in fractions of 1; a class without a face has None."""
+
+    war: tuple[float, float]
+    uar: tuple[float, float]
+    per_class_recall: dict[str, tuple[float, float] | None]
+
+
+def read_faces(data: Path, truth: str | None = None, classes: str | None = None) -> LabelledFaces:
+    """A folder with a folder per class, or an npz with ``images``, an integer member ``truth`` (-1: left out) and a
+    name list ``classes``.
+
+    Raises UsageError when ``data`` is neither, or the members do not fit."""
+    if data.is_dir():
+        files = [
+            (p, folder.name)
+            for folder in sorted(data.iterdir())
+            if folder.is_dir()
+            for p in sorted(folder.iterdir())
+            if p.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        if not files:
+            raise UsageError(f"{data} has no images in class folders; expected {data}/<class>/<image>")
+        return LabelledFaces([p for p, _ in files], [c for _, c in files])
+    if not data.is_file():
+        raise UsageError(f"{data} does not exist")
+    if data.suffix.lower() != ".npz" and (truth is None or classes is None):
+        raise UsageError(f"{data} is neither a folder with a folder per class nor an npz file")
+    if truth is None or classes is None:
+        raise UsageError(f"{data} is an npz file: name its members with --truth MEMBER and --classes MEMBER")
+    images, labels, names = _members(data, "images", truth, classes)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise UsageError(
+            f"{data}: images must be uint8 (N, H, W) gray or (N, H, W, 3) RGB; got {images.dtype} {images.shape}"
+        )
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise UsageError(f"{data}: {classes} must be a list of class names; got {names.dtype} {names.shape}")
+    if (
+        labels.dtype.kind not in "iu"
+        or labels.ndim != 1
+        or len(labels) != len(images)
+        or labels.max(initial=-1) >= len(names)
+        or labels.min(initial=0) < -1
+    ):
+        raise UsageError(
+            f"{data}: {truth} must hold one integer per image, -1 or a position in {classes} ({len(names)} names)"
+        )
+    kept = np.flatnonzero(labels >= 0)
+    return LabelledFaces([images[i] for i in kept], [str(names[labels[i]]) for i in kept], len(labels) - len(kept))
+
+
+def _members(data: Path, *names: str) -> list[NDArray[Any]]:
+    """Members of an npz, without pickle. Raises UsageError."""
+    try:
+        with zipfile.ZipFile(data) as archive:
+            held = [entry.removesuffix(".npy") for entry in archive.namelist()]
+        missing = [name for name in names if name not in held]
+        if missing:
+            raise UsageError(f"{data} has no member {missing[0]!r}; it has {', '.join(held)}")
+        with np.load(data, allow_pickle=False) as z:
+            return [z[name] for name in names]
+    except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{data} is not a readable npz file: {reason}") from error
+
+
+def label_of(name: str, labels: Sequence[str]) -> str | None:
+    """The label that a class name means: itself, or by the table of synonyms ("happy" = happiness); None when the set
+    has none."""
+    plain = name.strip().lower()
+    return next((label for label in (name, plain, SYNONYMS.get(plain)) if label in labels), None)
+
+
+def intervals(confusion: NDArray[np.int64], labels: Sequence[str], draws: int = 4000) -> Intervals:
+    """95% percentile bootstrap intervals. ``confusion`` (K, K) has the truth in rows.
+
+    Drawing n faces with replacement is drawing its cells from the multinomial distribution of their shares (Efron and
+    Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). A class that a draw misses is left out of that
+    draw's UAR. The draws have a fixed seed."""
+    n, k = int(confusion.sum()), len(labels)
+    drawn = np.random.default_rng(0).multinomial(n, confusion.ravel() / n, draws).reshape(draws, k, k)
+    right, faces = drawn.diagonal(axis1=1, axis2=2).astype(np.float64), drawn.sum(2)
+    recalls = np.divide(right, faces, out=np.full((draws, k), np.nan), where=faces > 0)
+    there = confusion.sum(1) > 0
+
+    def middle(values: NDArray[np.float64]) -> tuple[float, float]:
+        low, high = np.nanpercentile(values, (2.5, 97.5))
+        return float(low), float(high)
+
+    by_class = {label: middle(recalls[:, i]) if there[i] else None for i, label in enumerate(labels)}
+    return Intervals(middle(right.sum(1) / n), middle(np.nanmean(recalls[:, there], axis=1)), by_class)
