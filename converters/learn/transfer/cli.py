@@ -198,6 +198,82 @@ def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options
         say(f"Written: {output}; now: fer-edge convert {pairs.plan.image.source} --projection {output} -o BUNDLE")
 
 
+@transfer.command()
+@click.argument("cache", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--faces", required=True, type=click.Path(exists=True, path_type=Path), help="The faces of the cache, to show some."
+)
+@click.option("--encoder", required=True, help="The CLIP of the cache: its text side is needed.")
+@click.option("--labels", help="Label set as of convert. Default: rafdb7.")
+@click.option("--prompts", help="Prompts as of convert. Default: P3.")
+@click.option(
+    "--labelled", type=click.Path(exists=True, path_type=Path), help="A few labelled faces, as evaluate takes them."
+)
+@click.option("--truth", metavar="MEMBER", help="Of an npz for --labelled.")
+@click.option("--classes", metavar="MEMBER", help="Of an npz for --labelled.")
+@click.option(
+    "--method",
+    type=click.Choice(["infonce", "ridge", "cca", "warm"]),
+    default="infonce",
+    show_default=True,
+    help="As of fit.",
+)
+@click.option("--batch", type=click.IntRange(min=2), default=512, show_default=True, help="As of fit.")
+@click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="As of fit.")
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Share of faces to judge by.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Chooses the held-out faces, and seeds the fit.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The HTML file to write.")
+@common
+def report(
+    cache: Path,
+    faces: Path,
+    encoder: str,
+    labels: str | None,
+    prompts: str | None,
+    labelled: Path | None,
+    truth: str | None,
+    classes: str | None,
+    held_out: float,
+    output: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """The pilot's verdict on CACHE: what the projection learns and changes, and whether more faces would help.
+
+    The HTML file shows faces of the cache: treat it as you treat them.
+    """
+    need_extra("torch", "transformers", "safetensors", "matplotlib", "rich", extra="convert")
+    from fer_edge.labelled import read_faces
+
+    with hushed():
+        from .cache import read_pairs
+        from .features import Faces
+        from .fit import FitRecipe
+        from .pilot import Asked, pilot
+        from .pilot_page import report as page
+        from .pilot_page import verdict
+
+    pairs, known = read_pairs(cache), Faces(faces)
+    some = read_faces(labelled, truth, classes) if labelled else None
+    recipe = FitRecipe(scale=pairs.plan.scale, **options)
+    with fraction(sys.stderr, "the pilot") as progress:
+        found = pilot(pairs, Asked(encoder, labels, prompts, held_out, some), recipe, progress)
+    if output is not None:
+        partial = output.with_name(output.name + ".partial")
+        partial.write_text(page(found, known), encoding="utf-8")
+        partial.replace(output)
+    if as_json:
+        emit(found.as_json())
+    else:
+        say("\n".join(verdict(found)) + (f"\nWritten: {output}" if output else ""))
+
+
 def _epoch_text(epoch: FitEpoch, epochs: int) -> str:
     held = (
         ""

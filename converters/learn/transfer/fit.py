@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from fer_edge.errors import ConversionError, UsageError
 
+Theirs = tuple[Tensor | None, Tensor] | None
 Method = Literal["infonce", "ridge", "cca", "warm"]
 BLOCK = 4096
 """Faces that are widened to float32 at once."""
@@ -67,11 +68,22 @@ class FitEpoch:
 
 @dataclass(frozen=True)
 class Fitted:
-    """``weight`` W (rows, D) float32; ``epochs`` as they went; ``kept``: the epoch that W is of."""
+    """``weight`` W (rows, D) float32; ``epochs`` as they went; ``kept``: the epoch that W is of; ``theirs``: the map
+    (rows, P), if there is one, and the shift (rows,) that take LLM features to where W takes image features; None: these
+    are their own space."""
 
     weight: Tensor
     epochs: tuple[FitEpoch, ...]
     kept: int
+    theirs: Theirs = None
+
+    def targets(self, llm: Tensor) -> Tensor:
+        """LLM features (N, P) in the space of W's outputs: (N, rows)."""
+        if self.theirs is None:
+            return llm
+        matrix, shift = self.theirs
+        parts = (part.float() for part in torch.split(llm, BLOCK))
+        return torch.cat([(part if matrix is None else part @ matrix.T) - shift for part in parts])
 
 
 def fit(image: Tensor, llm: Tensor, recipe: FitRecipe, on_epoch: Callable[[FitEpoch], None] = lambda e: None) -> Fitted:
@@ -87,10 +99,11 @@ def fit(image: Tensor, llm: Tensor, recipe: FitRecipe, on_epoch: Callable[[FitEp
         raise UsageError(
             f"{len(kept)} faces to learn from are fewer than one batch of {recipe.batch}; give more, or a smaller --batch"
         )
+    start, theirs = _start(image, llm, kept, recipe, generator)
+    targets = Fitted(start, (), 0, theirs).targets(llm)
     if recipe.method in ("ridge", "cca"):
-        return _closed(image, llm, kept, held, recipe, on_epoch)
-    weight, targets = _start(image, llm, kept, recipe, generator)
-    return _descend(image, targets, weight, kept, held, recipe, generator, on_epoch)
+        return _closed(image, targets, start, theirs, kept, held, recipe, on_epoch)
+    return _descend(image, targets, start, theirs, kept, held, recipe, generator, on_epoch)
 
 
 def _check(image: Tensor, llm: Tensor, recipe: FitRecipe) -> None:
@@ -115,42 +128,40 @@ def info_nce(z: Tensor, t: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return loss, right
 
 
-def _start(image: Tensor, llm: Tensor, kept: Tensor, recipe: FitRecipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(W to begin with, targets): random and the LLM features themselves, or the canonical start and the LLM's canonical
-    variates."""
+def _start(image: Tensor, llm: Tensor, kept: Tensor, recipe: FitRecipe, generator: torch.Generator) -> tuple[Tensor, Theirs]:
+    """W to begin with, or in closed form, and the LLM side that goes with it."""
     if recipe.method == "infonce":
         bound = 1 / math.sqrt(image.shape[1])  # torch.nn.Linear's own, which the reference starts from
         weight = torch.empty(llm.shape[1], image.shape[1]).uniform_(-bound, bound, generator=generator)
-        return weight.to(image.device), llm
-    return _canonical_start(image, llm, kept, recipe)
-
-
-def _canonical_start(image: Tensor, llm: Tensor, kept: Tensor, recipe: FitRecipe) -> tuple[Tensor, Tensor]:
-    """(W of the canonical directions, the LLM's canonical variates of all faces)."""
+        return weight.to(image.device), None
+    if recipe.method == "ridge":
+        return ridge(image, llm, kept, recipe.ridge), (None, _mean(llm, kept))
     ours, theirs = canonical(image, llm, kept, recipe)
-    mean = _mean(llm, kept)
-    return ours, torch.cat([(part.float() - mean) @ theirs.T for part in torch.split(llm, BLOCK)])
+    return ours, (theirs, theirs @ _mean(llm, kept))
 
 
 def _closed(
-    image: Tensor, llm: Tensor, kept: Tensor, held: Tensor, recipe: FitRecipe, on_epoch: Callable[[FitEpoch], None]
+    image: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    theirs: Theirs,
+    kept: Tensor,
+    held: Tensor,
+    recipe: FitRecipe,
+    on_epoch: Callable[[FitEpoch], None],
 ) -> Fitted:
     began = time.monotonic()
-    weight, targets = (
-        (ridge(image, llm, kept, recipe.ridge), llm)
-        if recipe.method == "ridge"
-        else _canonical_start(image, llm, kept, recipe)
-    )
     loss, right = evaluate(image, targets, weight, kept, recipe)
     report = FitEpoch(0, loss, right, *evaluate(image, targets, weight, held, recipe), time.monotonic() - began)
     on_epoch(report)
-    return Fitted(weight.cpu(), (report,), 0)
+    return Fitted(weight.cpu(), (report,), 0, theirs)
 
 
 def _descend(
     image: Tensor,
     targets: Tensor,
     weight: Tensor,
+    theirs: Theirs,
     kept: Tensor,
     held: Tensor,
     recipe: FitRecipe,
@@ -188,7 +199,7 @@ def _descend(
             best, best_weight = (seen[0], epoch), weight.detach().clone()
         elif epoch - best[1] >= recipe.patience:
             break
-    return Fitted(best_weight.cpu(), tuple(reports), best[1])
+    return Fitted(best_weight.cpu(), tuple(reports), best[1], theirs)
 
 
 @torch.no_grad()

@@ -1,0 +1,189 @@
+"""The pilot's verdict: on a planted cache whose answer is known, and the whole way on real faces and small random models."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fer_edge.benchmarks.random_blip2 import write_blip2
+from fer_edge.benchmarks.random_clip import write_clip
+from fer_edge.converters.graph import class_constants
+from fer_edge.converters.learn.transfer.cache import CachePlan, Pairs, Row, Side
+from fer_edge.converters.learn.transfer.features import Faces
+from fer_edge.converters.learn.transfer.fit import FitRecipe
+from fer_edge.converters.learn.transfer.pilot import Asked, Pilot, pilot
+from fer_edge.converters.learn.transfer.pilot_page import report, verdict
+from fer_edge.converters.learn.transfer.planted import Plan, planted, shuffled
+from fer_edge.converters.sources import open_encoder
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score
+
+import fer_edge
+from fer_edge.cli import main
+from fer_edge.labelled import LabelledFaces
+from fer_edge.labels import LABEL_SETS, built_in_prompts
+
+DIM = 64
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pilot") / "clip"
+    write_clip(folder, dim=DIM, width=24, layers=1, heads=2, patch=8, image=32)
+    return folder
+
+
+def planted_pairs(clip: Path, mixed: bool = False) -> Pairs:
+    """A cache as that CLIP would have made it, with planted features."""
+    data = planted(Plan(faces=2400, test=10, image_dim=DIM, llm_dim=80, expression_dim=6, identity_dim=40))
+    data = shuffled(data) if mixed else data
+    source = open_encoder(str(clip)).source
+    side = Side(source.source, source.sha256, DIM, {"pixels": "plain"})
+    rows = tuple(Row(str(i), f"{i:064d}") for i in range(len(data.image)))
+    plan = CachePlan(tuple(r.path for r in rows), side, Side("llm", "0" * 64, 80, {}), 512, False, 100.0)
+    return Pairs(plan, rows, (), (), data.image, data.llm)
+
+
+@pytest.fixture(scope="module")
+def found(clip: Path) -> Pilot:
+    return pilot(planted_pairs(clip), Asked(str(clip)), FitRecipe(method="ridge", batch=128))
+
+
+def test_the_verdict_tells_knowledge_from_none(clip: Path, found: Pilot) -> None:
+    none = pilot(planted_pairs(clip, mixed=True), Asked(str(clip)), FitRecipe(method="ridge", batch=128))
+    assert found.retrieval > 5 / 240 > none.retrieval
+    assert any("has learned something" in line for line in verdict(found))
+    assert any("hardly more than chance" in line for line in verdict(none))
+
+
+def test_the_learning_curve_rises(found: Pilot) -> None:
+    assert [p.faces for p in found.curve] == [270, 540, 1080, 2160]
+    assert found.curve[-1].retrieval > found.curve[0].retrieval
+    assert found.held_out == 240
+
+
+def test_flips_and_balance_against_an_independent_count(clip: Path, found: Pilot) -> None:
+    """Plain CLIP by the formula in float64."""
+    pairs, names = planted_pairs(clip), LABEL_SETS["rafdb7"]
+    encoder = open_encoder(str(clip))
+    assert encoder.text
+    prompts = list(built_in_prompts(names, "P3").values())
+    constants = class_constants(prompts, encoder.text().encode, np.eye(DIM)).astype(np.float64)
+    e = pairs.image.double().numpy()
+    plain = (e / np.linalg.norm(e, axis=1, keepdims=True) @ constants.T).argmax(1)
+    assert found.labels == names
+    for k, name in enumerate(names):
+        assert found.balance_before[name] == pytest.approx((plain == k).mean(), abs=2e-3)
+    assert sum(found.balance_after.values()) == pytest.approx(1.0)
+    assert sum(n for _, _, n in found.flows) == round(found.flips * found.faces)
+    lost = {name: sum(n for a, _, n in found.flows if a == name) for name in names}
+    won = {name: sum(n for _, b, n in found.flows if b == name) for name in names}
+    for name in names:
+        after = found.balance_before[name] * found.faces - lost[name] + won[name]
+        assert found.balance_after[name] * found.faces == pytest.approx(after, abs=0.5)
+
+
+def test_nearest_and_farthest_are_in_order(found: Pilot) -> None:
+    for ends in found.ends.values():
+        near, far = ([cosine for _, cosine in some] for some in (ends.nearest, ends.farthest))
+        assert near == sorted(near, reverse=True)
+        assert far == sorted(far)
+        assert near[-1] >= far[-1]
+        assert len({path for path, _ in ends.nearest}) == 6
+
+
+def labelled(count: int, seed: int = 5) -> LabelledFaces:
+    random = np.random.default_rng(seed)
+    images = list(random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
+    return LabelledFaces(images, [("happy", "sadness", "boredom")[i % 3] for i in range(count)])
+
+
+def test_accuracy_before_and_after(clip: Path) -> None:
+    """Labels by synonyms, strangers skipped and named, plain CLIP's figures as scikit-learn counts them."""
+    faces = labelled(30)
+    got = pilot(planted_pairs(clip), Asked(str(clip), labelled=faces), FitRecipe(method="ridge", batch=128))
+    assert got.labelled == 20
+    assert got.skipped == {"boredom": 10}
+    assert got.before
+    assert got.after
+    names = got.labels
+    from fer_edge.converters.reference import open_reference, reference_features
+
+    plain = open_reference(str(clip), normalize="none")
+    logits = plain.sets[0].logits(reference_features(plain, np.stack(faces.images)))
+    kept = [i for i in range(30) if i % 3 != 2]
+    truth = [names.index(("happiness", "sadness")[i % 3]) for i in kept]
+    predicted = logits.argmax(1)[kept]
+    assert got.before.war == pytest.approx((predicted == truth).mean())
+    assert got.before.uar == pytest.approx(balanced_accuracy_score(truth, predicted))
+    low, high = got.before.uar_interval
+    assert low <= got.before.uar <= high
+    assert all(p.uar is not None for p in got.curve)
+    assert any("UAR goes from" in line for line in verdict(got))
+
+
+def test_what_no_verdict_can_be_given_on(clip: Path, tmp_path: Path) -> None:
+    pairs = planted_pairs(clip)
+    with pytest.raises(fer_edge.UsageError, match="too few"):
+        pilot(
+            replace(pairs, rows=pairs.rows[:50], image=pairs.image[:50], llm=pairs.llm[:50]), Asked(str(clip)), FitRecipe()
+        )
+    write_clip(tmp_path / "other", dim=DIM, width=24, layers=1, heads=2, patch=8, image=32, seed=9)
+    with pytest.raises(fer_edge.ConversionError, match="not the CLIP of this cache"):
+        pilot(pairs, Asked(str(tmp_path / "other")), FitRecipe(batch=128))
+    strange = LabelledFaces([np.zeros((8, 8, 3), np.uint8)], ["boredom"])
+    with pytest.raises(fer_edge.LabelError, match="none of the classes"):
+        pilot(pairs, Asked(str(clip), labelled=strange), FitRecipe(batch=128))
+
+
+def test_the_page_is_whole_and_fetches_nothing(found: Pilot, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (found.faces, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "faces.npz", images=images)
+    page = report(found, Faces(tmp_path / "faces.npz"))
+    assert page.count("data:image/jpeg") == 7 * 2 * 6
+    assert page.count("data:image/png") == 2
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    for line in verdict(found):
+        assert line.split(";")[0] in page
+    json.loads(json.dumps(found.as_json(), allow_nan=False))
+
+
+def test_the_whole_way_on_real_faces(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Mechanics only, on small random models: features, fit, convert, verify, evaluate, report."""
+    faces = tmp_path / "faces"
+    for folder in ("happiness", "neutral", "surprise"):
+        (faces / folder).mkdir(parents=True)
+        for path in sorted((data / "lfw_expressions" / folder).iterdir())[:24]:
+            Image.open(path).save(faces / folder / path.name)
+    write_clip(tmp_path / "clip", dim=32, width=48, layers=2, heads=4, patch=8, image=32)
+    write_blip2(tmp_path / "blip2")
+
+    def ran(*arguments: object) -> dict[str, Any]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([*map(str, arguments), "--json"])
+        out = capfd.readouterr()
+        assert end.value.code in (0, None), out.err
+        return dict(json.loads(out.out))
+
+    cache, head, bundle = tmp_path / "cache", tmp_path / "projection.safetensors", tmp_path / "bundle"
+    sides = ("--encoder", tmp_path / "clip", "--llm", tmp_path / "blip2")
+    assert ran("transfer", "features", faces, *sides, "-o", cache)["faces"] == 72
+    fitted = ran("transfer", "fit", cache, "-o", head, "--batch", 16, "--held-out", 0.2)
+    assert [e["epoch"] for e in fitted["epochs"]] == [0, 1, 2, 3, 4, 5]
+    assert fitted["epochs"][0]["loss"] is None
+    ran("convert", tmp_path / "clip", "--projection", head, "--precision", "fp32", "-o", bundle)
+    assert {row["status"] for row in ran("verify", bundle)["artefacts"]} == {"ok"}
+    result = ran("evaluate", faces, "-b", bundle, "--runtime", "onnxruntime", "--precision", "fp32")
+    assert result["n"] == 72
+    told = ran(
+        *("transfer", "report", cache, "--faces", faces, "--encoder", tmp_path / "clip", "--labelled", faces),
+        *("--batch", 16, "-o", tmp_path / "report.html"),
+    )
+    assert told["labelled"] == 72
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
