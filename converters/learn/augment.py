@@ -6,7 +6,7 @@ view can be computed once and kept."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ class Strength:
     shear: float = 0.08
     light: float = 0.35
     erase: float = 0.5
+
+    def times(self, factor: float) -> Strength:
+        """All of it, stronger or weaker."""
+        return Strength(**{name: factor * value for name, value in asdict(self).items()})
 
 
 def view(count: int, strength: Strength, seed: int, number: int) -> Tensor:

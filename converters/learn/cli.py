@@ -110,6 +110,16 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=150, show_default=True, help="Passes over the faces.")
 @click.option("--batch", type=click.IntRange(min=2), default=128, show_default=True, help="Faces per step.")
+@click.option(
+    "--lr", type=click.FloatRange(min=0, min_open=True), default=0.1, show_default=True, help="Highest learning rate."
+)
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 2),
+    default=1.0,
+    show_default=True,
+    help="How hard faces are turned, relit, erased and mixed; less for short trainings without a teacher.",
+)
 @click.option("--views", type=click.IntRange(min=1), default=16, show_default=True, help="Views of a face a teacher sees.")
 @click.option("--size", type=click.IntRange(min=16, max=256), default=48, show_default=True, help="Pixels of a face's side.")
 @click.option("--widths", type=Numbers(), default="16,32,96,192", show_default=True, help="Channels of each stage.")

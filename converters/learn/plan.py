@@ -5,10 +5,12 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fer_edge.errors import UsageError
 from fer_edge.labels import LABEL_SETS
 
+from .augment import Strength
 from .faces import load_faces, load_pictures
 from .recipe import Recipe, TrainingData, TrainingPlan
 from .sentences import descriptions, phrases, stored_sentences
@@ -24,9 +26,11 @@ def plan_training(
     size: int = 48,
     widths: tuple[int, ...] = StudentConfig.widths,
     depths: tuple[int, ...] = StudentConfig.depths,
-    **recipe: int,
+    strength: float = 1.0,
+    **recipe: float,
 ) -> TrainingPlan:
-    """Read the faces and shape the student. ``recipe``: fields of :class:`Recipe` that differ from its defaults.
+    """Read the faces and shape the student. ``strength``: how hard faces are disturbed and mixed, against the recipe's
+    defaults; ``recipe``: other fields of :class:`Recipe` that differ from them.
 
     Faces without votes need one teacher, whose space the student takes over. Raises UsageError or ConversionError."""
     if len(widths) != len(depths):
@@ -50,7 +54,8 @@ def plan_training(
         feature_dim, text_dim = teachers[0].r.shape
         config = StudentConfig(size, widths, depths, feature_dim, text_dim)
     data = TrainingData(train, known, stored_sentences(), descriptions(), phrases(), labels)
-    return TrainingPlan(data, config, Recipe(**recipe), tuple(teachers))  # type: ignore[arg-type]
+    disturbed: dict[str, Any] = {"strength": Strength().times(strength), "mixup": strength * Recipe.mixup}
+    return TrainingPlan(data, config, Recipe(**{**disturbed, **recipe}), tuple(teachers))
 
 
 def has_votes(faces: Path) -> bool:
