@@ -253,10 +253,13 @@ def test_the_returned_text_side_is_fitted_to_every_phrase(few: TrainingData, tmp
     start = before["module.text_projection"], float(before["module.log_scale"].exp())
     both = np.concatenate([few.train.images, few.train.images[:, :, ::-1]])
     votes = torch.from_numpy(few.train.targets)
-    groups = [torch.from_numpy(few.sentences.lookup(few.phrases[label])) for label in LABELS]
+    groups, told = (
+        [torch.from_numpy(few.sentences.lookup(table[label])) for label in LABELS]
+        for table in (few.phrases, few.descriptions)
+    )
     adjustment = 0.7 * votes.mean(0).log()
     r, scale = fit_text_projection(
-        unit_features(made.student, both), votes.repeat(2, 1), groups, start, adjustment, recipe.text, recipe.seed
+        unit_features(made.student, both), votes.repeat(2, 1), groups, told, start, adjustment, recipe.text, recipe.seed
     )
     torch.testing.assert_close(made.text_projection, r, atol=1e-4, rtol=1e-3)
     assert made.scale == pytest.approx(scale, rel=1e-4)
@@ -681,7 +684,7 @@ def test_the_fitted_text_side_knows_sentences_it_has_not_seen() -> None:
         ]
         return float(torch.stack(hits).float().mean())
 
-    r, scale = fit_text_projection(features, targets, known, start, torch.zeros(5), recipe, 1, done.append)
+    r, scale = fit_text_projection(features, targets, known, known, start, torch.zeros(5), recipe, 1, done.append)
     assert right(start[0]) < 0.6
     assert right(r) > 0.95
     assert torch.equal(start[0], given)
@@ -689,10 +692,10 @@ def test_the_fitted_text_side_knows_sentences_it_has_not_seen() -> None:
     assert len(done) == 150
     assert done == sorted(done)
     assert done[-1] == 1.0
-    again = fit_text_projection(features, targets, known, start, torch.zeros(5), recipe, 1)
+    again = fit_text_projection(features, targets, known, known, start, torch.zeros(5), recipe, 1)
     assert torch.equal(again[0], r)
     assert again[1] == scale
-    assert not torch.equal(fit_text_projection(features, targets, known, start, torch.zeros(5), recipe, 2)[0], r)
+    assert not torch.equal(fit_text_projection(features, targets, known, known, start, torch.zeros(5), recipe, 2)[0], r)
 
 
 def test_the_fit_discounts_what_is_frequent() -> None:
@@ -702,9 +705,33 @@ def test_the_fit_discounts_what_is_frequent() -> None:
     start = (torch.nn.init.orthogonal_(torch.empty(12, 20), generator=torch.Generator().manual_seed(1)), 12.0)
     shares = []
     for adjustment in (torch.zeros(5), torch.tensor([2.0, 0, 0, 0, 0])):
-        r, _ = fit_text_projection(features, targets, known, start, adjustment, recipe, 1)
+        r, _ = fit_text_projection(features, targets, known, known, start, adjustment, recipe, 1)
         shares.append(float(((features @ default_constants(known, r).T).argmax(1) == 0).float().mean()))
     assert shares[1] < shares[0] - 0.03
+
+
+def test_the_label_sets_own_constants_count_most() -> None:
+    """Where a label's own sentences mean something else than its other phrases, they win as their weight grows."""
+    features, targets, known, _ = world(3, noise=0.9)
+    told = [known[(k + 1) % 5] for k in range(5)]
+    start = (torch.nn.init.orthogonal_(torch.empty(12, 20), generator=torch.Generator().manual_seed(1)), 12.0)
+    right = []
+    for weight in (0.0, 0.5, 1.0):
+        recipe = TextRecipe(steps=150, batch=64, lr=1e-2, noise=0.02, told=weight)
+        r, _ = fit_text_projection(features, targets, known, told, start, torch.zeros(5), recipe, 1)
+        hits = (features @ default_constants(told, r).T).argmax(1) == targets.argmax(1)
+        right.append(float(hits.float().mean()))
+    assert right[0] < 0.2 < right[1] < right[2]
+    assert right[2] > 0.45
+
+
+def test_strength_scales_every_disturbance(data: Path) -> None:
+    faces = data / "fer2013" / "public_test.npz"
+    half, none = (plan_training(faces, (), strength=factor).recipe for factor in (0.5, 0.0))
+    assert half.strength == Strength(9.0, 0.1, 0.04, 0.04, 0.04, 0.175, 0.25)
+    assert half.mixup == Recipe.mixup / 2
+    assert none.strength == STILL
+    assert plan_training(faces, (), lr=0.05, batch=64).recipe == Recipe(lr=0.05, batch=64)
 
 
 def test_sentences_are_drawn_without_repeats_where_there_are_enough() -> None:

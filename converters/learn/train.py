@@ -71,8 +71,9 @@ def fit_text(run: Run, student: Student, on_step: Callable[[float], None]) -> tu
     for maps in (as_they_are, mirrored(as_they_are)):
         seen = warp(run.images.float(), maps).round().to(torch.uint8)[:, 0].numpy()
         features.append(unit_features(student, seen))
-    net, groups = run.learned(), sentence_groups(data.sentences, data.phrases, data.labels)
+    net = run.learned()
+    groups, told = (sentence_groups(data.sentences, table, data.labels) for table in (data.phrases, data.descriptions))
     start = (net.text_projection, float(net.log_scale.detach().exp().clamp(max=100.0)))
     return fit_text_projection(
-        torch.cat(features), run.votes.repeat(2, 1), groups, start, run.adjustment, recipe.text, recipe.seed, on_step
+        torch.cat(features), run.votes.repeat(2, 1), groups, told, start, run.adjustment, recipe.text, recipe.seed, on_step
     )
