@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fer_edge.console import Rooms, common, emit, fraction, need_extra, say
-from fer_edge.errors import UsageError
 
 from ...cli import hushed
 
 if TYPE_CHECKING:
     from .features import Progress
     from .fit import FitEpoch
-    from .sources import Source
 
 file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -62,9 +60,10 @@ def features(faces: Path, output: Path, shard: int, whole: bool, as_json: bool, 
     with hushed():
         from .cache import read_pairs
         from .features import Faces, compute, new_faces, plan_cache
+        from .sources import Wanted, open_sources
 
         known = Faces(faces)
-        image, llm = _sources(**options)
+        image, llm = open_sources(Wanted(**options))
         plan = plan_cache(known, image, llm, shard, half=not whole)
     with fraction(sys.stderr, "features") as progress:
         compute(known, output, plan, image[0], llm, _shown(progress))
@@ -82,40 +81,6 @@ def features(faces: Path, output: Path, shard: int, whole: bool, as_json: bool, 
             f"{counts['faces']} faces in {output}, {counts['left_out']} left out, {counts['repeated']} repeated; "
             f"now: fer-edge transfer fit {output} -o projection.safetensors"
         )
-
-
-def _sources(
-    encoder: str,
-    llm: str | None,
-    llm_features: Path | None,
-    descriptions: Path | None,
-    text_model: str | None,
-    instruction: str | None,
-    pixels: Any,
-    batch: int,
-    device: str | None,
-) -> tuple[tuple[Source, float], Source]:
-    import torch
-
-    from . import sources as s
-
-    if sum(given is not None for given in (llm, llm_features, descriptions)) != 1:
-        raise UsageError("give one source of LLM knowledge: --llm, --llm-features or --descriptions")
-    if (descriptions is None) != (text_model is None):
-        raise UsageError("--descriptions and --text-model go together")
-    if instruction is not None and llm is None:
-        raise UsageError("--instruction is what --llm is asked; features from a file have been made already")
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if where == "cuda" and not torch.cuda.is_available():
-        raise UsageError("torch sees no CUDA device here; leave --device out")
-    image = s.image_source(encoder, pixels, where, batch)
-    if llm is not None:
-        return image, s.llm_source(llm, instruction or s.INSTRUCTION, pixels, where, batch)
-    if llm_features is not None:
-        return image, s.vectors_source(llm_features)
-    assert descriptions is not None
-    assert text_model is not None
-    return image, s.descriptions_source(descriptions, text_model)
 
 
 def _shown(progress: Callable[..., None]) -> Callable[[Progress], None]:

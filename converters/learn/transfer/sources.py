@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from fer_edge.errors import ConversionError
+from fer_edge.errors import ConversionError, UsageError
 from fer_edge.image import ImageLike, to_input
 
 from ...sources import CLIP_MEAN, CLIP_STD, open_encoder
@@ -45,6 +45,43 @@ class Source:
 
     side: Side
     features: Callable[[Sequence[ImageLike], Sequence[str]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which two sides: names and settings alone, so that a worker on another machine can open them too. One of ``llm``,
+    ``llm_features`` and ``descriptions`` (with ``text_model``) is given; ``device``: None: cuda where torch sees one."""
+
+    encoder: str
+    llm: str | None = None
+    llm_features: Path | None = None
+    descriptions: Path | None = None
+    text_model: str | None = None
+    instruction: str | None = None
+    pixels: Pixels = "plain"
+    batch: int = 16
+    device: str | None = None
+
+
+def open_sources(wanted: Wanted) -> tuple[tuple[Source, float], Source]:
+    """((image side, logit scale), LLM side). Raises UsageError for settings that do not go together, ConversionError."""
+    if sum(given is not None for given in (wanted.llm, wanted.llm_features, wanted.descriptions)) != 1:
+        raise UsageError("give one source of LLM knowledge: --llm, --llm-features or --descriptions")
+    if (wanted.descriptions is None) != (wanted.text_model is None):
+        raise UsageError("--descriptions and --text-model go together")
+    if wanted.instruction is not None and wanted.llm is None:
+        raise UsageError("--instruction is what --llm is asked; features from a file have been made already")
+    device = wanted.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("torch sees no CUDA device here; leave --device out")
+    image = image_source(wanted.encoder, wanted.pixels, device, wanted.batch)
+    if wanted.llm is not None:
+        return image, llm_source(wanted.llm, wanted.instruction or INSTRUCTION, wanted.pixels, device, wanted.batch)
+    if wanted.llm_features is not None:
+        return image, vectors_source(wanted.llm_features)
+    assert wanted.descriptions is not None
+    assert wanted.text_model is not None
+    return image, descriptions_source(wanted.descriptions, wanted.text_model)
 
 
 def image_source(clip: str, pixels: Pixels = "plain", device: str = "cpu", batch: int = 64) -> tuple[Source, float]:
