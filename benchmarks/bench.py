@@ -19,10 +19,9 @@ from fer_edge.errors import BundleError, FerEdgeError, UsageError
 from .environment import environment
 from .macs import count_macs
 from .measure import Job, Part, run_job
-from .peak import peak_gmacs_per_s
 from .results import Configuration, Failure, Latency, Memory, Results, Row, Scenario, Start, latency
 from .traffic import Load, Traffic
-from .worker import run_isolated
+from .worker import isolated_peak, run_isolated
 
 Progress = Callable[[float, str], None]
 
@@ -71,7 +70,7 @@ def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Result
             failures[configuration] = Failure(configuration, str(error))
     on_progress(1.0, "peak of this machine")
     macs = {name: count_macs(bundle) for name, bundle in opened.items()}
-    peaks = {c: peak_gmacs_per_s(c) for c in wanted if c not in failures}
+    peaks = {c: isolated_peak(c) for c in wanted if c not in failures}
     rows = [row for c in wanted if c not in failures for row in _rows(c, parts[c], macs[c.bundle], peaks[c])]
     return Results(surroundings, tuple(rows), tuple(failures.values()))
 
@@ -81,8 +80,12 @@ def configurations(bundle: Bundle, plan: Plan) -> list[Configuration]:
     threads = plan.threads or (rt.default_threads(),)
     name = str(bundle.folder)
     if "null" in plan.runtimes:
+        if len(plan.runtimes) > 1 or plan.precisions:
+            raise UsageError("null runs no model: measure it alone, without --precision")
         pairs = [("null", "fp32")]
     else:
+        for runtime in plan.runtimes:
+            rt.load_runtime(runtime)
         pairs = [
             (a.runtime, a.precision)
             for a in bundle.manifest.artefacts

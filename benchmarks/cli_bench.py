@@ -122,16 +122,17 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     gives wrong answers.
     """
     need_extra("sklearn", "rich", "matplotlib", extra="bench")
-    from .modes import accuracy, in_turns, ordinary, sustained
-    from .outputs import write_all
+    from .modes import accuracy, check_faces, in_turns, ordinary, sustained, wrong
+    from .outputs import check_targets, write_all
     from .tables import bench_text
 
     outputs = {name: options.pop(name) for name in ("output", "csv_file", "markdown_file", "html_file")}
     data = [options.pop(name) for name in ("accuracy", "truth", "classes")]
     other, seconds = options.pop("other"), options.pop("sustained")
+    _together(other, seconds, data[0], outputs["csv_file"], options)
     plan = _plan(bundle, **options)
-    if other is not None and seconds is not None:
-        raise UsageError("--interleave and --sustained are two different runs; ask for one of them")
+    check_targets(outputs.values())
+    faces = check_faces(plan, data) if data[0] is not None else None
     with fraction(sys.stderr, "measuring") as progress:
         if other is not None:
             results = in_turns(plan, other, progress)
@@ -139,21 +140,37 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
             results = sustained(plan, seconds, progress)
         else:
             results = ordinary(plan, progress)
-        if data[0] is not None:
-            results = accuracy(results, plan, data, progress)
-    write_all(results, **outputs)
+        if faces is not None:
+            results = accuracy(results, faces, Path(data[0]).name, progress)
     if as_json:
         emit(results.as_json())
     else:
         bench_text(results, sys.stdout)
-    if results.failures or any(row.parity.get("status") == "miss" for row in results.rows):
+    write_all(results, **outputs)
+    if results.failures or wrong(results):
         sys.exit(1)
+
+
+def _together(other: Path | None, seconds: float | None, data: Path | None, csv: Path | None, options: Any) -> None:
+    """Raise UsageError for options of different runs."""
+    if other is not None and seconds is not None:
+        raise UsageError("--interleave and --sustained are two different runs; ask for one of them")
+    mode = "--interleave" if other is not None else "--sustained" if seconds is not None else None
+    if mode and (data is not None or csv is not None):
+        raise UsageError(f"{mode} gives a verdict and no table: --accuracy and --csv go with an ordinary run")
+    if mode and (options["mlperf"] or options["scenarios"]):
+        raise UsageError(f"{mode} has its own traffic: --mlperf and --scenario go with an ordinary run")
+    if options["mlperf"] and "camera" in options["scenarios"]:
+        raise UsageError("the camera is no scenario of MLPerf's: measure it in a run without --mlperf")
 
 
 def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan:
     from fer_edge.classifier import DEFAULT_BUNDLE
+    from fer_edge.image import load_picture
 
+    from . import loadgen
     from .bench import Plan, official
+    from .results import SCENARIOS
     from .traffic import Load
 
     if bundle is not None and all_bundles is not None:
@@ -164,13 +181,23 @@ def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan
         if not bundles:
             raise UsageError(f"{all_bundles} has no bundle in it: no folder with a manifest.json")
     seconds, mlperf = options.pop("seconds"), options.pop("mlperf")
+    asked = options.pop("scenarios") or ("single-stream", "offline")
+    scenarios = tuple(name for name in SCENARIOS if name in asked)
+    needing = "--mlperf" if mlperf else next((name for name in scenarios if name in ("multi-stream", "server")), None)
+    if needing and not loadgen.installed():
+        raise UsageError(
+            f"{needing} needs MLPerf's LoadGen, which is not installed (it has no wheel for aarch64); single-stream, "
+            "offline and camera work without it"
+        )
+    if options["photo"] is not None:
+        load_picture(options["photo"])
     paced = {name: options.pop(name) for name in ("fps", "faces")}
     load = Load(seconds, 5 * seconds, latency_bound_ms=options.pop("latency_bound"), **paced)
     plan = Plan(
         bundles,
         load=load,
         devices=options.pop("devices") or (None,),
-        scenarios=options.pop("scenarios") or ("single-stream", "offline"),
+        scenarios=scenarios,
         **options,
     )
     return official(plan) if mlperf else plan
@@ -195,20 +222,24 @@ def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan
 def compare(a: Path, b: Path, tolerance: float, again: Path | None, as_json: bool) -> None:
     """Was B faster than A? Two files of 'bench -o' or 'bench --json'.
 
-    Exit status 1 when a configuration of B is slower beyond noise and --tolerance, or gives wrong answers.
+    Exit status 1 when a configuration of B is slower beyond noise and --tolerance, gives wrong answers, or
+    fails where A was measured.
     """
     need_extra("sklearn", "rich", "matplotlib", extra="bench")
     from .compare import compare as pair
+    from .compare import lost
+    from .modes import wrong
     from .results import read_results
     from .tables import comparison_text
 
     before, after = read_results(a), read_results(b)
     found = pair(before, after, read_results(again) if again else None)
     regressed = [c for c in found if c.regressed(tolerance)]
-    wrong = [row for row in after.rows if row.parity.get("status") == "miss"]
+    gone, bad = lost(before, after), wrong(after)
     if as_json:
-        emit({"tolerance": tolerance, "regressions": len(regressed), "comparisons": [asdict(c) for c in found]})
+        counted = {"tolerance": tolerance, "regressions": len(regressed), "failed": gone, "wrong": bad}
+        emit({**counted, "comparisons": [asdict(c) for c in found]})
     else:
-        comparison_text(found, tolerance, sys.stdout)
-    if regressed or wrong:
+        comparison_text(found, tolerance, gone, bad, sys.stdout)
+    if regressed or gone or bad:
         sys.exit(1)

@@ -22,6 +22,8 @@ from .results import Results, Row
 DRAWS = 2000
 BLOCKS = 20
 """Stretches that a process's samples are cut into."""
+LONELY_FLOOR = 0.10
+"""Where one process is all that there is, nobody knows how far processes lie apart: below this nothing is called."""
 SMALLEST_FLOOR = 0.02
 """Differences below 2% are never called faster or slower: the same binary differs by as much between two processes."""
 
@@ -51,25 +53,46 @@ def compare(a: Results, b: Results, again: Results | None = None) -> list[Compar
     """Pair the rows of two runs. ``again``: a second run of A, whose difference to A is noise by definition.
 
     Raises UsageError when they have no configuration and scenario in common."""
-    ours, theirs = _keyed(a), _keyed(b)
-    noise = _keyed(again) if again else {}
+    several = any(len({row.configuration.bundle for row in run.rows}) > 1 for run in (a, b))
+    ours, theirs = _keyed(a, several), _keyed(b, several)
+    noise = _keyed(again, several) if again else {}
     shared = [key for key in ours if key in theirs]
     if not shared:
-        raise UsageError("the two runs have no runtime, precision, device, thread count and scenario in common")
-    return [_pair(ours[key], theirs[key], noise.get(key)) for key in shared]
+        raise UsageError("the two runs have no runtime, precision, device, thread count, scenario and load in common")
+    between = max(_apart(a), _apart(b), key=lambda found: -1.0 if found is None else found)
+    return [_pair(ours[key], theirs[key], noise.get(key), between) for key in shared]
 
 
-def _keyed(results: Results) -> dict[tuple[Any, ...], Row]:
-    """Rows by everything but the bundle: that is what two builds differ in. Of several bundles, the first one's row."""
+def lost(a: Results, b: Results) -> list[str]:
+    """What A measured and B could not: a build that fails is no faster one."""
+    measured = {(c.runtime, c.precision, c.device, c.threads) for c in (row.configuration for row in a.rows)}
+    failed = ((f.configuration, f.problem) for f in b.failures)
+    return [f"{c.name}: {problem}" for c, problem in failed if (c.runtime, c.precision, c.device, c.threads) in measured]
+
+
+def _keyed(results: Results, several: bool) -> dict[tuple[Any, ...], Row]:
+    """Rows by everything but the bundle, which is what two builds differ in; of several bundles, by its name too. A camera's
+    load belongs to the key. The server scenario is left out: its latencies are those at each run's own highest rate."""
     rows: dict[tuple[Any, ...], Row] = {}
     for row in results.rows:
+        if row.scenario == "server":
+            continue
         c = row.configuration
-        rows.setdefault((c.runtime, c.precision, row.device, c.threads, row.execution_precision, row.scenario), row)
+        load = tuple(row.details.get(name) for name in ("fps", "faces"))
+        which = (row.bundle_name if several else None, c.runtime, c.precision, row.device, c.threads)
+        rows.setdefault((*which, row.execution_precision, row.scenario, load), row)
     return rows
 
 
-def _pair(a: Row, b: Row, again: Row | None) -> Comparison:
+def _apart(results: Results) -> float | None:
+    """How far fresh processes of one configuration lie apart in this run, at most; None when each had but one."""
+    return max((_between(row) for row in results.rows if len(row.samples) > 1), default=None)
+
+
+def _pair(a: Row, b: Row, again: Row | None, between: float | None) -> Comparison:
     floor = max(SMALLEST_FLOOR, _between(a), _between(b), _drift(a, b))
+    if min(len(a.samples), len(b.samples)) == 1:
+        floor = max(floor, LONELY_FLOOR if between is None else between)
     if again is not None:
         floor = max(floor, abs(np.log(median(_medians(again)) / median(_medians(a)))), _between(again))
     ratio, interval = ratio_of_medians(a.samples, b.samples)

@@ -62,7 +62,8 @@ def interleave(
             counts = [max(4, round(BLOCK_MS / median(one.block(5)[1:]))) for one in served]
             for turn in range(turns):
                 for i in range(3):
-                    which = (i + turn + k) % 3
+                    # In both directions: what one leaves in the caches must not always burden the same other.
+                    which = (turn + k + (i if turn % 2 else -i)) % 3
                     block = served[which].block(counts[which])
                     found[k, turn, which] = median(block[int(len(block) * SKIPPED) :])
                 on_progress((k + (turn + 1) / turns) / rounds)

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fer_edge.errors import EngineError
+
 from .results import Latency, Scenario, latency
 from .traffic import FEWEST, Answer, Load, Recorder, Traffic
 
@@ -70,7 +72,9 @@ def _run(scenario: Scenario, answer: Answer, crops: int, load: Load, rate: float
         lg.DestroyQSL(library)
         lg.DestroySUT(sut)
     details = {"generator": f"LoadGen {version}", **_summary(summary)}
-    samples = tuple(waited or queries)
+    if waited is not None and len(waited) != len(queries):
+        raise EngineError(f"LoadGen's trace has {len(waited)} of {len(queries)} queries: this version writes another form")
+    samples = tuple(queries if waited is None else waited)
     statistics = _statistics(summary, samples) if scenario == "server" and not traced else None
     count = len(timed.samples)
     per_second = details.get("loadgen_samples_per_s", count / timed.seconds)

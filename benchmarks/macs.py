@@ -16,14 +16,19 @@ Shape = Sequence[int]
 
 
 def count_macs(bundle: Bundle) -> int | None:
-    """MACs of one inference: convolutions and matrix products, nothing else. None when no artefact can be read here."""
+    """MACs of one inference: convolutions and matrix products, nothing else. None when no artefact can be read here.
+
+    Whatever is wrong with a file is said where it is measured; here it is no reason to lose the measurement."""
     readers = {"openvino": _openvino, "litert": _litert, "onnxruntime": _onnx}
     packages = {"openvino": None, "litert": "ai_edge_litert", "onnxruntime": "onnx"}
     for runtime, read in readers.items():
         package = packages[runtime]
         for artefact in bundle.manifest.artefacts:
             if artefact.runtime == runtime and (package is None or find_spec(package) is not None):
-                return sum(read(artefact_files(bundle, artefact)[0]))
+                try:
+                    return sum(read(artefact_files(bundle, artefact)[0]))
+                except Exception:  # an altered file, an operator of a vendor's: the next artefact may be readable
+                    continue
     return None
 
 

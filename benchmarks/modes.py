@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from fer_edge.bundle import label_set, open_bundle
 from fer_edge.classifier import load
 from fer_edge.console import Fraction
-from fer_edge.errors import UsageError
-from fer_edge.labelled import read_faces
+from fer_edge.errors import LabelError, UsageError
+from fer_edge.labelled import LabelledFaces, label_of, read_faces
 from fer_edge.manifest import MANIFEST
 
 from . import sustained as long
@@ -51,21 +52,39 @@ def in_turns(plan: Plan, other: Path, progress: Fraction) -> Results:
 
 def sustained(plan: Plan, seconds: float, progress: Fraction) -> Results:
     """The fastest of the plan's configurations at work for ``seconds``, all of them ranked before and after."""
-    from fer_edge.bundle import open_bundle
-
     wanted = [c for path in plan.bundles for c in configurations(open_bundle(path), plan)]
     surroundings = environment().as_json()
     found = long.sustained(wanted, seconds, lambda done: progress(done, "sustained work"))
     return Results(surroundings, (), (), {"sustained": asdict(found)})
 
 
-def accuracy(results: Results, plan: Plan, data: Sequence[Any], progress: Fraction) -> Results:
-    """The results with ``accuracy``: n, WAR and UAR with intervals of every configuration, threads aside.
+def wrong(results: Results) -> list[str]:
+    """Configurations whose answers are not the reference's, each with what is off."""
+    rows = {row.configuration: row for row in results.rows if row.parity.get("status") == "miss"}
+    found = [f"{c.name}: {row.parity.get('problem')}" for c, row in rows.items()]
+    for entry in results.extras.get("interleaved", ()):
+        sides = ((key.upper(), entry[key]) for key in ("a", "b"))
+        found += [f"{name} of {entry['name']}: {side['problem']}" for name, side in sides if side.get("answers") == "miss"]
+    return found
 
-    Raises UsageError for data that is no labelled faces."""
+
+def check_faces(plan: Plan, data: Sequence[Any]) -> LabelledFaces:
+    """The labelled faces, before anything is measured. Raises UsageError for what is none, LabelError for a class that is no
+    label of a bundle's own set."""
+    faces = read_faces(*data)
+    for path in plan.bundles:
+        bundle = open_bundle(path)
+        names = label_set(bundle, bundle.manifest.default_labels).labels
+        unknown = [name for name in dict.fromkeys(faces.classes) if label_of(name, names) is None]
+        if unknown:
+            raise LabelError(f"the class {unknown[0]!r} is no label of {path} ({', '.join(names)})")
+    return faces
+
+
+def accuracy(results: Results, faces: LabelledFaces, name: str, progress: Fraction) -> Results:
+    """The results with ``accuracy``: n, WAR and UAR with intervals of every configuration, threads aside."""
     from .evaluate import evaluate
 
-    faces = read_faces(*data)
     distinct: dict[tuple[Any, ...], Configuration] = {}
     for row in results.rows:
         c = row.configuration
@@ -79,4 +98,4 @@ def accuracy(results: Results, plan: Plan, data: Sequence[Any], progress: Fracti
             result = evaluate(clf, faces)
         named = {**asdict(c), "n": result.n, "war": result.war, "uar": result.uar}
         found.append({**named, "war_interval": list(result.intervals.war), "uar_interval": list(result.intervals.uar)})
-    return replace(results, extras={**results.extras, "accuracy": {"data": Path(data[0]).name, "of": found}})
+    return replace(results, extras={**results.extras, "accuracy": {"data": name, "of": found}})

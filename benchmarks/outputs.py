@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from fer_edge.errors import UsageError
@@ -28,10 +30,22 @@ def write_all(
         _write(html_file, report(results))
 
 
+def check_targets(files: Iterable[Path | None]) -> None:
+    """Before hours of work: whether they can be written. Raises UsageError."""
+    for file in files:
+        if file is not None and not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+            raise UsageError(f"{file} cannot be written: its folder does not exist, or may not be written to")
+
+
 def _write(file: Path, text: str) -> None:
     partial = file.with_name(file.name + ".partial")
     try:
+        if file.exists() and not file.is_file():  # /dev/stdout is written to, never replaced
+            file.write_text(text, encoding="utf-8")
+            return
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, file)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise UsageError(f"{file} cannot be written: {error.strerror}") from error

@@ -10,7 +10,7 @@ from fer_edge.page import bullets, page, table
 
 from .plots import plots
 from .results import Results
-from .tables import interleaved_text, remarks, rows_of, sustained_text
+from .tables import accuracy_lines, remarks, rows_of, verdict_texts
 
 TEXT_COLUMNS = {"bundle", "runtime", "precision", "device", "scenario", "answers"}
 ENVIRONMENT = {
@@ -41,7 +41,7 @@ def report(results: Results) -> str:
     parts = [
         "<h1>fer-edge benchmark</h1>",
         f'<p class="soft">{escape(f"{cpu}, {when}")}<br>{escape("; ".join(bundles))}</p>',
-        bullets([*_verdicts(results), *remarks(results)]),
+        bullets([*accuracy_lines(results), *verdict_texts(results), *remarks(results)]),
     ]
     if results.rows:
         head, rows = rows_of(results)
@@ -49,13 +49,6 @@ def report(results: Results) -> str:
     parts += [_plot(anchor, title, picture) for anchor, title, picture in plots(results)]
     parts += ["<h2>The box</h2>", table(["", ""], _environment(results.environment))]
     return page("fer-edge benchmark", parts)
-
-
-def _verdicts(results: Results) -> list[str]:
-    texts = [interleaved_text(entry) for entry in results.extras.get("interleaved", ())]
-    if "sustained" in results.extras:
-        texts.append(sustained_text(results.extras["sustained"]))
-    return texts
 
 
 def _plot(anchor: str, title: str, picture: str) -> str:

@@ -132,8 +132,10 @@ class Row:
 
     @property
     def gmacs_per_s(self) -> float | None:
-        """10^9 multiply-accumulates a second in the median inference."""
-        return None if self.macs is None else self.macs / self.latency_ms.p50 / 1e6
+        """10^9 multiply-accumulates a second in the median inference; None where a query is more than that."""
+        if self.macs is None or self.scenario not in ("single-stream", "offline"):
+            return None
+        return self.macs / self.latency_ms.p50 / 1e6
 
     @property
     def share_of_peak(self) -> float | None:

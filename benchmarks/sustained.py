@@ -16,8 +16,10 @@ from .worker import Served
 POINT_SECONDS = 1.0
 """Of work behind one point of the time series."""
 RANKING_SECONDS = 2.0
+FIRST = 10
+"""Points that say how fast a cool box is."""
 SLOWER = 1.10
-"""A box throttles when the latency stays this much above that of the first minute's tenth ..."""
+"""A box throttles when the latency stays this much above that of the first points ..."""
 STAYS = 3
 """... for this many points."""
 
@@ -45,7 +47,7 @@ class Ranked:
 @dataclass(frozen=True)
 class Sustained:
     """``points`` of the one configuration that worked all the time; ``throttled_after_s``: when its latency rose for good,
-    None: it did not; ``slowdown``: the last tenth's median over the first's; ``ranking``: all configurations."""
+    None: it did not; ``slowdown``: the median of the last points over that of the first; ``ranking``: all configurations."""
 
     configuration: str
     seconds: float
@@ -69,20 +71,24 @@ def sustained(
     points = _series(fastest, seconds, on_progress, root)
     after = [_ranking(c) for c in configurations]
     ranking = tuple(Ranked(c.name, b, a) for c, b, a in zip(configurations, before, after, strict=True))
-    tenth = max(1, len(points) // 10)
-    slowdown = median(p.p50_ms for p in points[-tenth:]) / median(p.p50_ms for p in points[:tenth])
+    slowdown = median(p.p50_ms for p in points[-FIRST:]) / _cool(points)
     return Sustained(fastest.name, seconds, tuple(points), throttled_after(points), slowdown, ranking)
 
 
 def throttled_after(points: Sequence[Point]) -> float | None:
     """Seconds until the latency rose above SLOWER times that of the start and stayed there; None when it did not."""
-    start = median(p.p50_ms for p in points[: max(1, len(points) // 10)])
+    start = _cool(points)
     for i in range(len(points) - STAYS + 1):
         if all(p.p50_ms > SLOWER * start for p in points[i : i + STAYS]):
             rest = [p.p50_ms for p in points[i:]]
             if median(rest) > SLOWER * start:
                 return points[i].at
     return None
+
+
+def _cool(points: Sequence[Point]) -> float:
+    """Median ms at the start; of a short run, of its first quarter."""
+    return median(p.p50_ms for p in points[: max(1, min(FIRST, len(points) // 4))])
 
 
 def _ranking(configuration: Configuration) -> float:

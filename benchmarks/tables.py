@@ -81,9 +81,33 @@ def rows_of(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def markdown(results: Results) -> str:
     """A table, and what could not be measured or is wrong."""
-    head, rows = rows_of(results)
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join([*lines, *(["", *(f"- {note}" for note in remarks(results))] if remarks(results) else [])]) + "\n"
+    parts: list[str] = []
+    if results.rows:
+        head, rows = rows_of(results)
+        lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
+        parts.append("\n".join(lines))
+    texts = [*accuracy_lines(results), *verdict_texts(results)]
+    parts += [f"- {text}" if "\n" not in text else f"```\n{text}\n```" for text in texts]
+    parts.append("\n".join(f"- {note}" for note in remarks(results)))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def accuracy_lines(results: Results) -> list[str]:
+    """WAR with its interval, and UAR, of each configuration that they were measured for."""
+    lines = []
+    for entry in results.extras.get("accuracy", {}).get("of", ()):
+        low, high = entry["war_interval"]
+        name = f"{Path(entry['bundle']).name}, {entry['runtime']} {entry['precision']}"
+        lines.append(
+            f"{name}: WAR {entry['war']:.1%} ({low:.1%} to {high:.1%}), UAR {entry['uar']:.1%} on {entry['n']} faces"
+        )
+    return lines
+
+
+def verdict_texts(results: Results) -> list[str]:
+    """What ``--interleave`` and ``--sustained`` found."""
+    texts = [interleaved_text(entry) for entry in results.extras.get("interleaved", ())]
+    return [*texts, sustained_text(results.extras["sustained"])] if "sustained" in results.extras else texts
 
 
 def remarks(results: Results) -> list[str]:
@@ -106,6 +130,16 @@ def remarks(results: Results) -> list[str]:
                 if row.details.get("dropped")
             )
         )
+    invalid = [
+        f"{row.configuration.name}, {row.scenario}" for row in results.rows if not row.details.get("loadgen_valid", True)
+    ]
+    if invalid:
+        notes.append(f"too short to be valid by MLPerf's rules (--mlperf runs its durations): {'; '.join(invalid)}")
+    few = min((sum(map(len, row.samples)) for row in results.rows if row.samples), default=100)
+    if few < 100:
+        notes.append(f"the slowest percentiles are those of as few as {few} inferences: --seconds asks for more")
+    if not results.environment.get("energy") and results.environment.get("no_energy"):
+        notes.append(str(results.environment["no_energy"]))
     notes += [str(note) for note in results.environment.get("notes", ())]
     return notes
 
@@ -151,21 +185,15 @@ def bench_text(results: Results, screen: TextIO) -> None:
     if results.rows:
         head, rows = rows_of(results)
         _table(console, head, rows, wrong=[row[-1] == "WRONG" for row in rows])
-    for entry in results.extras.get("accuracy", {}).get("of", ()):
-        low, high = entry["war_interval"]
-        name = f"{Path(entry['bundle']).name}, {entry['runtime']} {entry['precision']}"
-        console.print(
-            f"{name}: WAR {entry['war']:.1%} ({low:.1%} to {high:.1%}), UAR {entry['uar']:.1%} on {entry['n']} faces"
-        )
-    for entry in results.extras.get("interleaved", ()):
-        console.print(interleaved_text(entry))
-    if "sustained" in results.extras:
-        console.print(sustained_text(results.extras["sustained"]))
+    for text in (*accuracy_lines(results), *verdict_texts(results)):
+        console.print(text)
     for note in remarks(results):
         console.print(f"Note: {note}")
 
 
-def comparison_text(found: Sequence[Comparison], tolerance: float, screen: TextIO) -> None:
+def comparison_text(
+    found: Sequence[Comparison], tolerance: float, gone: Sequence[str], bad: Sequence[str], screen: TextIO
+) -> None:
     """What ``compare`` prints for people."""
     console = _console(screen)
     head, *rows = comparison_rows(found)
@@ -173,6 +201,10 @@ def comparison_text(found: Sequence[Comparison], tolerance: float, screen: TextI
     count = sum(c.regressed(tolerance) for c in found)
     verdict = f"Regression: {count} of {len(found)} are slower" if count else "No regression: none is slower"
     console.print(f"{verdict} beyond noise and the tolerance of {tolerance:.0%}.")
+    for line in gone:
+        console.print(f"Failed in B: {line}", style="bold red")
+    for line in bad:
+        console.print(f"Wrong answers in B: {line}", style="bold red")
 
 
 def _console(screen: TextIO) -> Any:
@@ -198,11 +230,18 @@ def interleaved_text(found: Mapping[str, Any]) -> str:
     """One entry of ``interleaved``, in three lines."""
     low, high = found["interval"]
     times = f"A {number(found['a_ms'])} ms, B {number(found['b_ms'])} ms"
+    notes = [
+        f"\n{side} GIVES WRONG ANSWERS: {found[key]['problem']}"
+        for side, key in (("A", "a"), ("B", "b"))
+        if found[key].get("answers") == "miss"
+    ]
+    if found["a"].get("where") == found["b"].get("where") and not Path(found["other"]).is_dir():
+        notes.append("\nA and B are one installation: the other python has this very fer-edge")
     return (
         f"A: {found['name']}, {found['a']['engine']}, fer-edge {found['a']['fer_edge']}; B: {found['other']}, "
         f"{found['b']['engine']}, fer-edge {found['b']['fer_edge']}\n"
         f"B takes {found['ratio']:.3f} times A's time (95% interval {low:.3f} to {high:.3f}): {found['verdict']}\n"
-        f"{times}; differences below {found['floor']:.1%} are noise in this run"
+        f"{times}; differences below {found['floor']:.1%} are noise in this run{''.join(notes)}"
     )
 
 

@@ -10,19 +10,27 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import IO, Any
 
 from fer_edge.errors import EngineError, FerEdgeError
 
-from .measure import Job, Part, open_configuration, run_job
+from .measure import Job, Part, open_configuration, parity, run_job
+from .peak import peak_gmacs_per_s
 from .results import Configuration, Latency
 from .traffic import Load, Traffic
 
-MODULE = "fer_edge.benchmarks.worker"
+START = """\
+import sys, runpy
+sys.path[:] = [folder for folder in sys.path if folder]
+runpy.run_module("fer_edge.benchmarks.worker", run_name="__main__")
+"""
+"""Starts a worker. The current folder must not count: it may be a checkout, and the python another build's."""
 
 
 def run_isolated(job: Job, on_progress: Callable[[str], None] = lambda text: None) -> Part:
@@ -34,6 +42,17 @@ def run_isolated(job: Job, on_progress: Callable[[str], None] = lambda text: Non
             if "part" in said:
                 return _part(said["part"])
             on_progress(said["progress"])
+
+
+def isolated_peak(configuration: Configuration) -> float | None:
+    """:func:`.peak.peak_gmacs_per_s` in a process of its own, which a vendor's driver may bring down."""
+    try:
+        with _child(sys.executable) as (send, receive):
+            send({"peak": asdict(configuration)})
+            peak: float | None = receive()["peak"]
+            return peak
+    except EngineError:
+        return None
 
 
 class Served:
@@ -60,24 +79,31 @@ class Served:
 
 @contextmanager
 def _child(python: str) -> Iterator[tuple[Callable[[Any], None], Callable[[], dict[str, Any]]]]:
-    """(send, receive) of a worker process, which is ended when the block ends."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen([python, "-m", MODULE], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
+    """(send, receive) of a worker process, which is ended when the block ends.
+
+    Its stderr goes to a file: nobody reads it while the process works, and a full pipe would stop an engine that talks."""
+    pipe, environment = subprocess.PIPE, dict(os.environ)
+    if python != sys.executable:
+        environment.pop("PYTHONPATH", None)  # it names this build's folders, not the other one's
+    command = [python, "-c", START]
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment) as child,
+    ):
         assert child.stdin is not None
         assert child.stdout is not None
-        assert child.stderr is not None
-        into, out, errors = child.stdin, child.stdout, child.stderr
+        into, out = child.stdin, child.stdout
 
         def send(value: Any) -> None:
-            try:
+            with suppress(BrokenPipeError):  # it has ended; receive says why
                 into.write(json.dumps(value) + "\n")
                 into.flush()
-            except BrokenPipeError:
-                pass  # it has ended; receive says why
 
         def receive() -> dict[str, Any]:
-            line = out.readline()
-            said: dict[str, Any] = json.loads(line) if line else {"error": _ending(child, errors)}
+            try:
+                said: dict[str, Any] = json.loads(out.readline())
+            except ValueError:  # nothing, or half a line
+                said = {"error": _ending(child, errors)}
             if "error" in said:
                 raise EngineError(said["error"])
             return said
@@ -86,12 +112,20 @@ def _child(python: str) -> Iterator[tuple[Callable[[Any], None], Callable[[], di
             yield send, receive
         finally:
             child.kill()
+            with suppress(OSError):  # what a process that has ended did not read any more
+                into.close()
 
 
-def _ending(child: subprocess.Popen[str], errors: IO[str]) -> str:
+def _ending(child: subprocess.Popen[str], errors: IO[bytes]) -> str:
     """Why a process ended without an answer."""
-    last = (errors.read().strip().splitlines() or ["it printed nothing"])[-1][:300]
-    code = child.wait()
+    try:
+        code = child.wait(timeout=5)
+    except subprocess.TimeoutExpired:  # it lives, but what it wrote is no answer
+        child.kill()
+        code = child.wait()
+    errors.seek(0)
+    said = errors.read().decode("utf-8", "replace").strip().splitlines()
+    last = (said or ["it printed nothing"])[-1][:300]
     how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
     return f"the measuring process ended with {how}: {last}"
 
@@ -124,7 +158,10 @@ def _serve(wanted: Configuration, lines: IO[str], say: Callable[[Any], None]) ->
     answer = opened.answer(golden_set(opened.bundle).crops)
     answer(0)
     session = opened.session
-    say({"ready": {"engine": session.engine, "device": session.device, "fer_edge": fer_edge.__version__}})
+    checked = parity(opened, golden_set(opened.bundle))
+    where = str(Path(fer_edge.__file__).parent)
+    ready = {"engine": session.engine, "device": session.device, "fer_edge": fer_edge.__version__, "where": where}
+    say({"ready": {**ready, "answers": checked["status"], "problem": checked["problem"]}})
     for line in lines:
         samples = []
         for i in range(json.loads(line)["count"]):
@@ -145,7 +182,9 @@ def main() -> None:
 
     try:
         wanted = json.loads(sys.stdin.readline())
-        if "serve" in wanted:
+        if "peak" in wanted:
+            say({"peak": peak_gmacs_per_s(Configuration(**wanted["peak"]))})
+        elif "serve" in wanted:
             _serve(Configuration(**wanted["serve"]), sys.stdin, say)
         else:
             say({"part": asdict(run_job(_job(wanted["job"]), lambda text: say({"progress": text})))})

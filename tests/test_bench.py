@@ -25,7 +25,7 @@ from fer_edge.benchmarks.macs import count_macs
 from fer_edge.benchmarks.measure import Job
 from fer_edge.benchmarks.peak import peak_gmacs_per_s
 from fer_edge.benchmarks.random_clip import write_clip
-from fer_edge.benchmarks.results import SCENARIOS, Configuration, Results, latency, read_results
+from fer_edge.benchmarks.results import SCENARIOS, Configuration, Failure, Results, latency, read_results
 from fer_edge.benchmarks.sustained import Point, throttled_after
 from fer_edge.benchmarks.tables import flat_csv, markdown
 from fer_edge.benchmarks.traffic import Load
@@ -195,13 +195,15 @@ def test_a_wrong_answer_is_shown_as_wrong(bundle: Path) -> None:
 
 
 def test_a_configuration_that_fails_is_reported_and_the_rest_go_on(bundle: Path) -> None:
-    (bundle / "litert-int8.tflite").write_bytes(b"TFL3")
+    """The altered file is the one that multiplications are counted in first."""
+    (bundle / "openvino-int8.xml").write_bytes(b"<net/>")
     result = command(bundle, "--json", "--seconds", 0.05, "--rounds", 1, "--threads", "1")
     assert result.exit_code == 1
     found = json.loads(result.stdout)
-    assert [f["runtime"] for f in found["failures"]] == ["litert"]
-    assert "litert-int8.tflite was altered or truncated" in found["failures"][0]["problem"]
-    assert {row["runtime"] for row in found["results"]} == {"openvino", "onnxruntime"}
+    assert [f["runtime"] for f in found["failures"]] == ["openvino"]
+    assert "openvino-int8.xml was altered or truncated" in found["failures"][0]["problem"]
+    assert {row["runtime"] for row in found["results"]} == {"litert", "onnxruntime"}
+    assert all(row["macs"] for row in found["results"])
 
 
 def test_json_keeps_the_contract_and_reads_back(run: Results, run_file: Path) -> None:
@@ -326,11 +328,55 @@ def test_compare_on_the_command_line(run: Results, tmp_path: Path) -> None:
         files[name].write_text(json.dumps(results.as_json()))
     worse = command(files["a"], files["b"], what=compare_command)
     assert worse.exit_code == 1
-    assert "Regression: 3 of 15 are slower" in worse.output
+    assert "Regression: 3 of 12 are slower" in worse.output
     assert command(files["a"], files["b"], "--tolerance", 0.3, what=compare_command).exit_code == 0
     better = command(files["b"], files["a"], "--json", what=compare_command)
     assert better.exit_code == 0
     assert [c["verdict"] for c in json.loads(better.stdout)["comparisons"]].count("faster") == 3
+
+
+def test_a_build_that_fails_or_answers_wrongly_is_no_faster_one(run: Results, tmp_path: Path) -> None:
+    a = steady(run)
+    (broken,) = {row.configuration for row in a.rows if row.configuration.runtime == "litert"}
+    kept = tuple(row for row in a.rows if row.configuration != broken)
+    b = replace(a, rows=kept, failures=(Failure(broken, "the driver is gone"),))
+    bad = replace(a.rows[0], parity={**a.rows[0].parity, "status": "miss", "problem": "centred cosine 0.1"})
+    files = {}
+    for name, results in (("a", a), ("b", b), ("c", replace(a, rows=(bad, *a.rows[1:])))):
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(json.dumps(results.as_json()))
+    gone = command(files["a"], files["b"], what=compare_command)
+    assert gone.exit_code == 1
+    assert "Failed in B: litert int8, 1 thread: the driver is gone" in gone.output
+    wrong = command(files["a"], files["c"], "--json", what=compare_command)
+    assert wrong.exit_code == 1
+    assert "centred cosine 0.1" in json.loads(wrong.stdout)["wrong"][0]
+    assert command(files["b"], files["a"], what=compare_command).exit_code == 0, "what A lacked is no loss"
+
+
+def test_one_process_alone_proves_little(run: Results) -> None:
+    """6% between two single processes is no difference while nobody knows how far processes lie apart; with three it is."""
+    a = steady(run)
+    lonely = replace(a, rows=tuple(replace(row, samples=row.samples[:1]) for row in a.rows))
+    assert {c.verdict for c in compare(lonely, slower(lonely, 1.06))} == {"within noise"}
+    assert "slower" in {c.verdict for c in compare(a, slower(a, 1.06))}
+    mixed = replace(a, rows=tuple(r if r.scenario == "single-stream" else replace(r, samples=r.samples[:1]) for r in a.rows))
+    found = compare(mixed, slower(mixed, 1.06, "offline"))
+    assert "slower" in {c.verdict for c in found if c.scenario == "offline"}, "single-stream's processes tell the noise"
+
+
+def test_a_cameras_load_and_a_servers_rate_are_not_mixed_up(run: Results) -> None:
+    a = steady(run)
+    other = [replace(r, details={**r.details, "faces": 4}) if r.scenario == "camera" else r for r in a.rows]
+    scenarios = {c.scenario for c in compare(a, replace(a, rows=tuple(other)))}
+    assert scenarios == {"single-stream", "offline", "multi-stream"}
+
+
+def test_of_several_bundles_each_is_compared(run: Results) -> None:
+    a = steady(run)
+    copies = [replace(row, configuration=replace(row.configuration, bundle="/elsewhere/second")) for row in a.rows]
+    two = replace(a, rows=(*a.rows, *copies))
+    assert len(compare(two, two)) == 2 * len(compare(a, a))
 
 
 def test_two_runs_without_a_common_row(run: Results) -> None:
@@ -350,9 +396,49 @@ def test_interleave_runs_two_bundles_and_two_builds(bundle: Path, tmp_path: Path
         assert len(found["rounds"]) == len(found["noise"]) == 2
         assert 0.3 < found["ratio"] < 3
         assert found["b"]["fer_edge"] == fer_edge.__version__
+        assert found["a"]["answers"] == found["b"]["answers"] == "ok"
     (tmp_path / "x").write_text("")
     refused = command("--interleave", tmp_path / "x")
     assert isinstance(refused.exception, fer_edge.UsageError)
+
+
+def test_a_fast_wrong_answer_is_found_in_turns_too(bundle: Path) -> None:
+    quick = ("--runtime", "litert", "--seconds", 0.05, "--rounds", 1)
+    result = command(*quick, "--interleave", wrong_bundle(bundle))
+    assert result.exit_code == 1
+    assert "B GIVES WRONG ANSWERS: centred cosine" in result.output
+
+
+def test_the_other_build_is_not_the_folder_one_stands_in(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A python without fer-edge, asked for in a checkout, has none; it does not take the checkout's."""
+    import venv
+
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    (wanted,) = only(Plan((DEFAULT_BUNDLE,), runtimes=("litert",)))
+    with pytest.raises(fer_edge.EngineError, match="No module named"):
+        Served(wanted, str(tmp_path / "bare" / "bin" / "python"))
+
+
+TALKER = """\
+import sys
+sys.stdin.readline()
+sys.stderr.write("x" * 1_000_000)
+print('{"half":', flush=True)
+"""
+
+
+def test_an_engine_that_talks_stops_nothing_and_half_an_answer_is_none(tmp_path: Path) -> None:
+    """A megabyte on stderr, then an answer that ends in the middle: one line, no hanging."""
+    talker = tmp_path / "python"
+    talker.write_text(f"#!{sys.executable}\n{TALKER}")
+    talker.chmod(0o755)
+    (wanted,) = only(Plan((DEFAULT_BUNDLE,), runtimes=("litert",)))
+    with pytest.raises(fer_edge.EngineError, match=r"ended with exit status 0: x{300}$"):
+        Served(wanted, str(talker))
 
 
 def test_sustained_work_on_the_command_line() -> None:
@@ -371,6 +457,7 @@ def test_throttling_is_told_from_a_hiccup() -> None:
     assert throttled_after(points(*[1.0] * 20)) is None
     assert throttled_after(points(*[1.0] * 8, 3.0, 3.0, *[1.0] * 10)) is None, "two points are a hiccup"
     assert throttled_after(points(*[1.0] * 12, *[1.3] * 8)) == 12.0
+    assert throttled_after(points(*[1.0] * 60, *[1.5] * 1740)) == 60.0, "half an hour, hot after a minute"
     assert throttled_after(points(*[1.0] * 8, 1.3, 1.3, 1.3, *[1.0] * 10)) is None, "it recovered"
 
 
@@ -444,12 +531,30 @@ def test_configurations_of_a_plan() -> None:
         (("--threads", "two"), "1,2,4"),
         (("--sustained", "30"), "30m"),
         (("--sustained", "0s"), "30m"),
+        (("--sustained", "2s", "--interleave", sys.executable), "two different runs"),
+        (("--sustained", "2s", "--accuracy", "."), "--accuracy and --csv go with"),
+        (("--interleave", sys.executable, "--scenario", "server"), "its own traffic"),
+        (("--mlperf", "--scenario", "camera"), "without --mlperf"),
+        (("--runtime", "null", "--runtime", "litert"), "measure it alone"),
+        (("--runtime", "onnx"), "no runtime 'onnx'"),
+        (("--accuracy", sys.executable), "neither a folder"),
+        (("-o", "/no/such/folder/x.json"), "cannot be written"),
+        (("--photo", __file__), "not an image"),
     ],
 )
 def test_options_say_what_they_take(arguments: tuple[str, ...], words: str) -> None:
     result = command(*arguments)
-    assert result.exit_code == 2
-    assert words in result.output
+    said = str(result.exception) if isinstance(result.exception, fer_edge.FerEdgeError) else result.output
+    assert words in said
+    assert result.exit_code in (1, 2)
+
+
+@pytest.mark.parametrize("arguments", [("--scenario", "server"), ("--mlperf",)])
+def test_what_needs_loadgen_says_so_at_once(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loadgen, "installed", lambda: False)
+    result = command(*arguments)
+    assert isinstance(result.exception, fer_edge.UsageError)
+    assert "single-stream, offline and camera" in str(result.exception)
 
 
 def test_several_bundles_with_accuracy(bundle: Path, tmp_path: Path, data: Path) -> None:
