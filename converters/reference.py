@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fer_edge.errors import UsageError
+from fer_edge.errors import ConversionError, UsageError
 from fer_edge.labels import LabelSet
 from fer_edge.manifest import InputSpec, Source, TextEncoderRef
 
 from .compile_labels import compile_label_sets
 from .graph import EdgeGraph, fold
 from .lighter import WHOLE, Lighter, lighten
-from .sources import CLIP_MEAN, CLIP_STD, Encoder, open_encoder, read_projection
+from .sources import CLIP_MEAN, CLIP_STD, Encoder, made_with, open_encoder, read_projection
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,13 @@ def open_reference(
     r = fold(weight, dim)
     last = r @ encoder.last.astype(np.float64)
     text_r = r if encoder.text_projection is None else encoder.text_projection.astype(np.float64)
-    clip_pixels = normalize == "clip" or (normalize == "auto" and weight is None and encoder.architecture == "vit")
+    made = made_with(projection) if projection else None
+    if made and made["image"]["sha256"] != encoder.source.sha256:
+        raise ConversionError(
+            f"{projection} was learned with {made['image']['source']}, which is not {source}: its weights differ"
+        )
+    learned = "clip" if weight is None else made["image"]["settings"]["pixels"] if made else "plain"
+    clip_pixels = normalize == "clip" or (normalize == "auto" and learned == "clip" and encoder.architecture == "vit")
     channels = 3 if encoder.color == "rgb" else 1
     mean, std = (CLIP_MEAN, CLIP_STD) if clip_pixels and channels == 3 else ((0.0,) * channels, (1.0,) * channels)
     spec = InputSpec(encoder.size, encoder.size, encoder.color, "stretch-bilinear", mean, std)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -158,6 +159,20 @@ def _open_student(path: Path) -> Encoder:
         label_sets=tuple(name for name, labels in LABEL_SETS.items() if set(labels) <= prompts.keys()),
         inherited=inherited,
     )
+
+
+PROJECTION = "fer-edge-projection"
+"""Key of the header in which ``transfer fit`` writes how a projection was made."""
+
+
+def made_with(path: Path) -> dict[str, Any] | None:
+    """The header of a projection that ``transfer fit`` wrote; None for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {})[PROJECTION])
+        return found if isinstance(found, dict) else None
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
 
 
 def read_projection(path: Path, dim: int) -> tuple[NDArray[np.float32], Source]:

@@ -25,10 +25,12 @@ from fer_edge.converters.learn.transfer import sources
 from fer_edge.converters.learn.transfer.cache import CachePlan, Side, missing_shards, read_pairs, read_plan, shard_file
 from fer_edge.converters.learn.transfer.features import Faces, compute, make_shard, plan_cache
 from fer_edge.converters.learn.transfer.sources import INSTRUCTION, Source, image_source, llm_source
+from fer_edge.converters.reference import open_reference
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fer_edge
+import fer_edge.bundle
 from fer_edge.cli import main
 
 CLIP = {"dim": 16, "width": 24, "layers": 1, "heads": 2, "patch": 8, "image": 32}
@@ -170,7 +172,8 @@ def test_features_on_the_command_line(models: Path, faces: Path, tmp_path: Path,
     np.testing.assert_allclose(pairs.llm.numpy(), source.features(paths, paths), atol=1e-5)
     lines = [json.loads(line) for line in (tmp_path / "cache" / "index.jsonl").read_text().splitlines()]
     assert sorted(line["path"] for line in lines) == sorted(Faces(faces).names())
-    assert str(faces) not in (tmp_path / "cache" / "plan.json").read_text(), "no path of this machine"
+    for file in (tmp_path / "cache").rglob("*"):
+        assert file.is_dir() or str(tmp_path).encode() not in file.read_bytes(), "no path of this machine"
 
 
 def test_more_faces_later_are_named(models: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +199,7 @@ def test_a_cache_is_of_one_pair_of_models(faces: Path, tmp_path: Path) -> None:
     plan = plan_cache(known, (fake(3), 100.0), fake(4), 4, half=True)
     compute(known, cache, plan, fake(3), fake(4), lambda p: None)
     other = replace(plan, llm=replace(plan.llm, sha256="1" * 64))
-    with pytest.raises(fer_edge.ConversionError, match="another llm side"):
+    with pytest.raises(fer_edge.ConversionError, match="another llm side: weights was '000000000000'"):
         compute(known, cache, other, fake(3), fake(4), lambda p: None)
     with pytest.raises(fer_edge.ConversionError, match="not empty"):
         compute(known, faces, plan, fake(3), fake(4), lambda p: None)
@@ -210,6 +213,39 @@ def test_progress_counts_every_face(faces: Path, tmp_path: Path) -> None:
     compute(known, tmp_path / "c", plan, fake(3), fake(4), seen.append)
     assert [p.done for p in seen] == [0, 5, 10, 12]
     assert {p.total for p in seen} == {12}
+
+
+def test_other_faces_never_get_into_a_cache(faces: Path, tmp_path: Path) -> None:
+    """Another folder, a disk that is away, or a face that changed: nothing is left out for that, nothing is written."""
+    known, cache = Faces(faces), tmp_path / "cache"
+    plan = plan_cache(known, (fake(3), 100.0), fake(4), 4, half=False)
+    compute(known, cache, plan, fake(3), fake(4), lambda p: None)
+    shard_file(cache, 2).unlink()
+    other = tmp_path / "other"
+    shutil.copytree(faces, other)
+    shutil.rmtree(other / "b")
+    with pytest.raises(fer_edge.ConversionError, match=r"lacks \d faces"):
+        compute(Faces(other), cache, plan, fake(3), fake(4), lambda p: None)
+    shutil.copytree(faces / "b", other / "b")
+    Image.new("RGB", (40, 40)).save(other / "0.png")
+    with pytest.raises(fer_edge.ConversionError, match=r"0\.png .*not the face"):
+        compute(Faces(other), cache, plan, fake(3), fake(4), lambda p: None)
+    gone = Faces(faces)
+    (faces / "1.png").unlink()
+    with pytest.raises(fer_edge.ConversionError, match="is its disk still there"):
+        gone.read("1.png")
+    assert missing_shards(cache, plan) == [2]
+    np.savez(tmp_path / "two.npz", images=np.zeros((2, 8, 8), np.uint8))
+    with pytest.raises(fer_edge.ConversionError, match="no row"):
+        Faces(tmp_path / "two.npz").read("1.png")
+
+
+def test_a_renamed_model_is_the_same_model(faces: Path, tmp_path: Path) -> None:
+    known, cache = Faces(faces), tmp_path / "cache"
+    plan = plan_cache(known, (fake(3), 100.0), fake(4), 4, half=False)
+    compute(known, cache, plan, fake(3), fake(4), lambda p: None)
+    moved = replace(plan, image=replace(plan.image, source="elsewhere"))
+    assert compute(known, cache, moved, fake(3), fake(4), lambda p: None) == plan
 
 
 @pytest.mark.parametrize(
@@ -272,7 +308,7 @@ def test_a_kill_loses_and_doubles_nothing(faces: Path, tmp_path: Path, after: fl
     assert (got.rows, got.left_out, got.repeated) == (expected.rows, expected.left_out, expected.repeated)
     assert torch.equal(got.image, expected.image)
     assert torch.equal(got.llm, expected.llm)
-    assert done <= plan.shards
+    assert done < plan.shards, "the kill came before the end"
 
 
 def test_vectors_from_a_file(models: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -375,6 +411,26 @@ def test_from_features_to_a_projection_that_convert_takes(
         options = ["--runtime", "onnxruntime", "--precision", "fp32", "--json", "--force", "-o", str(tmp_path / "b")]
         ran(["convert", str(models / "clip"), "--projection", str(head), *options], capfd)
     assert load_file(head)["mlp.weight"].shape[1] == 16
+    manifest = fer_edge.bundle.open_bundle(tmp_path / "b").manifest
+    assert manifest.input.mean == (0.0, 0.0, 0.0), "learned on plain pixels, deployed on plain pixels"
+
+
+def test_convert_follows_how_a_projection_was_learned(
+    models: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Pixels with CLIP's mean and std while learning: the same when deployed; and no other CLIP of equal width is taken."""
+    ran(command(models, faces, tmp_path / "cache", "--pixels", "clip"), capfd)
+    head = tmp_path / "p.safetensors"
+    ran(["transfer", "fit", str(tmp_path / "cache"), "-o", str(head), "--method", "ridge", "--json"], capfd)
+    options = ["--runtime", "onnxruntime", "--precision", "fp32", "--json", "-o", str(tmp_path / "b")]
+    ran(["convert", str(models / "clip"), "--projection", str(head), *options], capfd)
+    assert fer_edge.bundle.open_bundle(tmp_path / "b").manifest.input.mean != (0.0, 0.0, 0.0)
+    write_clip(tmp_path / "other", **CLIP, seed=5)
+    with pytest.raises(fer_edge.ConversionError, match="its weights differ"):
+        open_reference(str(tmp_path / "other"), head)
+    with pytest.raises(SystemExit):
+        main(["transfer", "fit", str(tmp_path / "cache"), "-o", str(tmp_path / "x.pth"), "--method", "ridge"])
+    assert "safetensors" in capfd.readouterr().err
 
 
 def test_a_plan_reads_back(tmp_path: Path) -> None:

@@ -67,6 +67,15 @@ def test_the_learning_curve_rises(found: Pilot) -> None:
     assert found.held_out == 240
 
 
+def test_no_advice_without_grounds(found: Pilot) -> None:
+    """Neither where nothing was learned, nor from points that lie too near."""
+    first, *_, last = found.curve
+    assert "in as many steps" in " ".join(verdict(found))
+    near = replace(found, curve=(replace(first, faces=last.faces - 10), last))
+    assert "cannot be said from" in " ".join(verdict(near))
+    assert "while nothing is learned" in " ".join(verdict(replace(found, retrieval=1 / found.among)))
+
+
 def test_flips_and_balance_against_an_independent_count(clip: Path, found: Pilot) -> None:
     """Plain CLIP by the formula in float64."""
     pairs, names = planted_pairs(clip), LABEL_SETS["rafdb7"]

@@ -65,7 +65,8 @@ class CachePlan:
     @property
     def identity(self) -> str:
         """sha256 of everything but the faces."""
-        plain = {"image": asdict(self.image), "llm": asdict(self.llm), "half": self.half}
+        sides = ({"sha256": s.sha256, "dim": s.dim, **s.settings} for s in (self.image, self.llm))
+        plain = {**dict(zip(("image", "llm"), sides, strict=True)), "half": self.half}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -128,10 +129,22 @@ def open_cache(cache: Path, plan: CachePlan) -> CachePlan:
         return plan
     known = read_plan(cache)
     if known.identity != plan.identity:
-        sides = [name for name in ("image", "llm") if getattr(known, name) != getattr(plan, name)]
-        which = " and ".join(sides) or "precision"
-        raise ConversionError(f"{cache} was made with another {which} side; name another folder, or remove it")
+        raise ConversionError(f"{cache} was made with {_difference(known, plan)}; name another folder, or remove it")
     return known
+
+
+def _difference(known: CachePlan, plan: CachePlan) -> str:
+    """What differs, in words: the first setting, with what the cache has and what is asked for."""
+    if known.half != plan.half:
+        return f"{'fp16' if known.half else 'float32'} features (--float)"
+    for name in ("image", "llm"):
+        ours, theirs = (
+            {"weights": s.sha256[:12], "dim": str(s.dim), **s.settings} for s in (getattr(known, name), getattr(plan, name))
+        )
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key):
+                return f"another {name} side: {key} was {ours.get(key)!r} and is {theirs.get(key)!r} now"
+    return "other settings"
 
 
 def read_plan(cache: Path) -> CachePlan:
@@ -160,8 +173,11 @@ def write_shard(cache: Path, plan: CachePlan, shard: int, found: Shard) -> None:
     kind = torch.float16 if plan.half else torch.float32
     tensors = {"image": torch.from_numpy(found.image).to(kind), "llm": torch.from_numpy(found.llm).to(kind)}
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ConversionError(f"the {name} side gives NaN or Inf for a face of shard {shard}")
+        bad = (~torch.isfinite(tensor)).any(1).nonzero().flatten().tolist()
+        if bad:
+            large = " as fp16; --float may hold it" if plan.half and np.isfinite(getattr(found, name)).all() else ""
+            first = found.rows[bad[0]].path
+            raise ConversionError(f"the {name} side gives NaN or Inf{large} for {len(bad)} faces, the first is {first}")
     header = {
         "identity": plan.identity,
         "rows": [asdict(row) for row in found.rows],
@@ -171,6 +187,12 @@ def write_shard(cache: Path, plan: CachePlan, shard: int, found: Shard) -> None:
     partial = file.with_name(file.name + ".partial")
     save_file(tensors, partial, metadata={FORMAT: json.dumps(header)})
     partial.replace(file)
+
+
+def shard_rows(cache: Path, shard: int) -> list[Row]:
+    """The faces in a shard that is there."""
+    with safe_open(shard_file(cache, shard), framework="pt") as opened:
+        return [Row(**row) for row in json.loads(opened.metadata()[FORMAT])["rows"]]
 
 
 def missing_shards(cache: Path, plan: CachePlan) -> list[int]:
@@ -215,7 +237,8 @@ def read_pairs(cache: Path) -> Pairs:
             image.append(opened.get_tensor("image")[fresh])
             llm.append(opened.get_tensor("llm")[fresh])
     if not rows:
-        raise ConversionError(f"{cache} holds no face: all {len(left_out)} were left out")
+        why = f", the first because {left_out[0].problem}" if left_out else ""
+        raise ConversionError(f"{cache} holds no face: all {len(left_out)} were left out{why}")
     return Pairs(plan, tuple(rows), tuple(left_out), tuple(repeated), torch.cat(image), torch.cat(llm))
 
 

@@ -63,6 +63,7 @@ def features(faces: Path, output: Path, shard: int, whole: bool, as_json: bool, 
         from .sources import Wanted, open_sources
 
         known = Faces(faces)
+        known.names()  # before anything dear: whether there is any
         image, llm = open_sources(Wanted(**options))
         plan = plan_cache(known, image, llm, shard, half=not whole)
     with fraction(sys.stderr, "features") as progress:
@@ -109,7 +110,7 @@ def _shown(progress: Callable[..., None]) -> Callable[[Progress], None]:
 @click.option("--rank", type=click.IntRange(min=1), help="Directions that cca and warm keep. Default: all.")
 @click.option(
     "--ridge",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, min_open=True),
     default=1e-2,
     show_default=True,
     help="Of the closed forms: share of the mean variance.",

@@ -16,11 +16,19 @@ from fer_edge.errors import ConversionError, ImageError
 from fer_edge.image import IMAGE_SUFFIXES, load_picture
 
 from ..faces import UNREADABLE
-from .cache import CachePlan, LeftOut, Row, Shard, missing_shards, open_cache, read_plan, write_index, write_shard
+from .cache import (
+    CachePlan,
+    LeftOut,
+    Row,
+    Shard,
+    missing_shards,
+    open_cache,
+    read_plan,
+    shard_rows,
+    write_index,
+    write_shard,
+)
 from .sources import Source
-
-CHUNK = 32
-"""Faces between two reports of progress. Fixed: how faces are put together in batches must not depend on the machine."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +59,16 @@ class Faces:
         return names
 
     def read(self, name: str) -> tuple[Image.Image, str]:
-        """(the picture, sha256 of its file or pixels). Raises ImageError when it cannot be read or decoded."""
+        """(the picture, sha256 of its file or pixels). Raises ImageError when it cannot be decoded, ConversionError when it
+        is gone: a disk that is away must not look like a folder of bad images."""
         if self._images is not None:
+            if not name.isdigit() or int(name) >= len(self._images):
+                raise ConversionError(f"{self.source} has no row {name!r}; it has {len(self._images)}")
             pixels = np.ascontiguousarray(self._images[int(name)])
             return load_picture(pixels), hashlib.sha256(pixels.tobytes()).hexdigest()
         path = self.source / name
+        if not path.exists():
+            raise ConversionError(f"{path} is gone; is its disk still there?")
         picture = load_picture(path)
         try:
             return picture, hashlib.sha256(path.read_bytes()).hexdigest()
@@ -88,14 +101,15 @@ def make_shard(
     rows: list[Row] = []
     left_out: list[LeftOut] = []
     sides: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = ([], [])
-    for start in range(0, len(names), CHUNK):
-        part = names[start : start + CHUNK]
+    together = max(image.batch, llm.batch)
+    for start in range(0, len(names), together):
+        part = names[start : start + together]
         good: list[tuple[str, Image.Image]] = []
         for name in part:
             try:
                 picture, sha = faces.read(name)
             except ImageError as error:
-                left_out.append(LeftOut(name, str(error)))
+                left_out.append(LeftOut(name, str(error).replace(f"{faces.source}/", "")))
                 continue
             good.append((name, picture))
             rows.append(Row(name, sha))
@@ -119,6 +133,7 @@ def compute(
     Raises ConversionError when the cache is of other models, or a side gives NaN or Inf."""
     plan = open_cache(cache, plan)
     waiting = missing_shards(cache, plan)
+    _check_faces(faces, cache, plan, waiting)
     total = len(plan.faces)
     before = done = total - sum(len(plan.names(k)) for k in waiting)
     began = time.monotonic()
@@ -134,6 +149,21 @@ def compute(
         write_shard(cache, plan, k, make_shard(faces, plan.names(k), image, llm, count))
     write_index(cache)
     return plan
+
+
+def _check_faces(faces: Faces, cache: Path, plan: CachePlan, waiting: Sequence[int]) -> None:
+    """Going on with other faces would spoil a cache for good. Raises ConversionError."""
+    there = set(faces.names())
+    gone = [name for k in waiting for name in plan.names(k) if name not in there]
+    if gone:
+        raise ConversionError(
+            f"{faces.source} lacks {len(gone)} faces that {cache} still needs, the first is {gone[0]}; is it the folder "
+            "that the cache was begun with?"
+        )
+    made = next((k for k in range(plan.shards) if k not in set(waiting)), None)
+    for row in [] if made is None else shard_rows(cache, made)[:1]:
+        if row.path not in there or faces.read(row.path)[1] != row.sha256:
+            raise ConversionError(f"{row.path} of {faces.source} is not the face that {cache} was begun with")
 
 
 def new_faces(faces: Faces, cache: Path) -> int:

@@ -95,7 +95,7 @@ def fit(image: Tensor, llm: Tensor, recipe: FitRecipe, on_epoch: Callable[[FitEp
     order = torch.randperm(len(image), generator=generator)
     count = round(recipe.held_out * len(image))
     held, kept = order[:count], order[count:]
-    if len(kept) < recipe.batch:
+    if recipe.method in ("infonce", "warm") and len(kept) < recipe.batch:
         raise UsageError(
             f"{len(kept)} faces to learn from are fewer than one batch of {recipe.batch}; give more, or a smaller --batch"
         )
@@ -113,6 +113,12 @@ def _check(image: Tensor, llm: Tensor, recipe: FitRecipe) -> None:
         raise UsageError(f"the held-out share must be at least 0 and below 1, not {recipe.held_out}")
     if recipe.patience is not None and recipe.held_out == 0:
         raise UsageError("stopping early needs held-out faces: give --held-out too")
+    if recipe.patience is not None and round(recipe.held_out * len(image)) < 2:
+        raise UsageError(
+            f"of {len(image)} faces {recipe.held_out:g} are fewer than two to hold out: give a larger --held-out"
+        )
+    if len(image) < 3:
+        raise UsageError(f"{len(image)} faces are too few to learn from")
     for name, side in (("image", image), ("LLM", llm)):
         if not all(bool(torch.isfinite(part).all()) for part in torch.split(side, BLOCK)):
             raise ConversionError(f"the {name} features hold NaN or Inf")
@@ -223,14 +229,16 @@ def _mean(side: Tensor, rows: Tensor) -> Tensor:
 
 
 def _covariances(image: Tensor, llm: Tensor, rows: Tensor, both: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(image x image (D, D), LLM x image (P, D), LLM x LLM (P, P) if asked) of the rows, centred."""
-    means = _mean(image, rows), _mean(llm, rows)
+    """(image x image (D, D), LLM x image (P, D), LLM x LLM (P, P) if asked) of the rows. The LLM side is centred; the image
+    side is not, because W is applied without an offset: the large mean that all of a CLIP's features share counts as
+    variance, and is projected away rather than amplified."""
+    mean = _mean(llm, rows)
     d, p = image.shape[1], llm.shape[1]
     own, cross = image.new_zeros(d, d, dtype=torch.float32), image.new_zeros(p, d, dtype=torch.float32)
     theirs = image.new_zeros(p, p, dtype=torch.float32) if both else None
     for part in torch.split(rows, BLOCK):
         part = part.to(image.device)
-        x, t = image[part].float() - means[0], llm[part].float() - means[1]
+        x, t = image[part].float(), llm[part].float() - mean
         own.addmm_(x.T, x)
         cross.addmm_(t.T, x)
         if theirs is not None:
@@ -239,7 +247,7 @@ def _covariances(image: Tensor, llm: Tensor, rows: Tensor, both: bool) -> tuple[
 
 
 def ridge(image: Tensor, llm: Tensor, rows: Tensor, share: float) -> Tensor:
-    """W = C_tx (C_xx + lambda I)^-1 of centred features: the linear map from E(x) to t with the smallest squared error."""
+    """W = C_tx (C_xx + lambda I)^-1: the linear map from E(x) to centred t with the smallest squared error."""
     own, cross, _ = _covariances(image, llm, rows, both=False)
     own = own.double()
     own += share * own.diagonal().mean() * torch.eye(len(own), dtype=torch.float64, device=own.device)

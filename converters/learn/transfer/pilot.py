@@ -122,10 +122,13 @@ def pilot(pairs: Pairs, asked: Asked, recipe: FitRecipe, on_step: Callable[[floa
     truth = _Labelled.read(asked, pairs, prompts, on_step)
     plain = prompts.compiled(None)
     curve, fitted = [], None
-    for i, share in enumerate(SHARES):
-        rows = rest[: max(recipe.batch, round(share * len(rest)))]
-        on_step(0.3 + 0.6 * i / len(SHARES), f"learning from {len(rows)} faces")
-        fitted = fit(pairs.image[rows], pairs.llm[rows], recipe)
+    counts = sorted({max(recipe.batch, round(share * len(rest))) for share in SHARES})
+    for i, many in enumerate(counts):
+        rows = rest[:many]
+        on_step(0.3 + 0.6 * i / len(counts), f"learning from {many} faces")
+        # As many steps at every point: the curve is about faces, not about steps.
+        as_long = replace(recipe, epochs=round(recipe.epochs * len(rest) / many))
+        fitted = fit(pairs.image[rows], pairs.llm[rows], as_long)
         accuracy = truth.accuracy(prompts.compiled(fitted)) if truth else None
         seen = _retrieval(pairs, fitted, held, recipe)
         curve.append(Point(len(rows), seen, accuracy.war if accuracy else None, accuracy.uar if accuracy else None))

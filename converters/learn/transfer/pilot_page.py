@@ -54,11 +54,7 @@ def verdict(found: Pilot) -> list[str]:
         f"Of the held-out faces {found.retrieval:.1%} find their LLM features among {found.among} (chance: {chance:.1%}).",
         f"{learned}. Against plain CLIP {found.flips:.1%} of the faces change their label.",
     ]
-    before, last = found.curve[-2:]
-    rises = last.retrieval - before.retrieval > 0.1 * last.retrieval
-    more = "it still rises: more faces are likely to help" if rises else "it has flattened: more such faces will help little"
-    shares = f"from {before.retrieval:.1%} to {last.retrieval:.1%}"
-    lines.append(f"Between {before.faces} and {last.faces} faces retrieval goes {shares}; {more}.")
+    lines.append(_more_faces(found, learned.startswith("The")))
     if found.before and found.after:
         lines.append(_gain(found.labelled or 0, found.before, found.after))
     else:
@@ -66,6 +62,19 @@ def verdict(found: Pilot) -> list[str]:
     for name, count in found.skipped.items():
         lines.append(f"{count} faces of the class {name!r} were left out: it is no label here.")
     return lines
+
+
+def _more_faces(found: Pilot, learned: bool) -> str:
+    """Nothing is said where nothing was learned, or where the curve has no two points far enough apart."""
+    if not learned:
+        return "Whether more faces would help cannot be said while nothing is learned: first other settings, or another LLM."
+    before, last = next((p for p in found.curve[::-1] if p.faces <= found.curve[-1].faces / 1.5), None), found.curve[-1]
+    if before is None:
+        return f"Whether more faces would help cannot be said from {last.faces}: give some batches more."
+    rises = last.retrieval - before.retrieval > 0.1 * last.retrieval
+    more = "it still rises: more faces are likely to help" if rises else "it has flattened: more such faces will help little"
+    shares = f"from {before.retrieval:.1%} to {last.retrieval:.1%}"
+    return f"Between {before.faces} and {last.faces} faces, in as many steps, retrieval goes {shares}; {more}."
 
 
 def _gain(faces: int, a: Accuracy, b: Accuracy) -> str:

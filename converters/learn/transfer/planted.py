@@ -18,6 +18,7 @@ from torch.nn import functional as F
 @dataclass(frozen=True)
 class Plan:
     """Sizes of the planted data. ``identity``: how many times larger the identity is than the expression, per face;
+    ``offset``: length of what all faces share, and of something else that all prompts share, as in a CLIP's two cones;
     ``bent``: LLM features are no linear function of what they see, but its rectified mixtures."""
 
     faces: int = 8192
@@ -31,6 +32,7 @@ class Plan:
     within: float = 0.35
     noise: float = 0.3
     prompt_nuisance: float = 1.5
+    offset: float = 1.0
     bent: bool = False
     seed: int = 0
 
@@ -55,8 +57,9 @@ def planted(plan: Plan) -> Planted:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    basis = torch.linalg.qr(normal(plan.image_dim, plan.expression_dim + plan.identity_dim))[0].T
-    expression, identity = basis[: plan.expression_dim], basis[plan.expression_dim :]
+    basis = torch.linalg.qr(normal(plan.image_dim, plan.expression_dim + plan.identity_dim + 2))[0].T
+    expression, identity = basis[: plan.expression_dim], basis[plan.expression_dim : -2]
+    shared = plan.offset * basis[-2:]
     theirs = torch.linalg.qr(normal(plan.llm_dim, plan.expression_dim + plan.identity_dim))[0].T
     centres = F.normalize(normal(plan.classes, plan.expression_dim), dim=-1)
 
@@ -68,7 +71,7 @@ def planted(plan: Plan) -> Planted:
 
     def seen(e: Tensor, who: Tensor) -> Tensor:
         noise = plan.noise * normal(len(e), plan.image_dim) / sqrt(plan.image_dim)
-        picture: Tensor = e @ expression + plan.identity * who @ identity + noise
+        picture: Tensor = e @ expression + plan.identity * who @ identity + noise + shared[0]
         return picture
 
     e, who, _ = faces(plan.faces)
@@ -80,7 +83,7 @@ def planted(plan: Plan) -> Planted:
     said = said + plan.noise * normal(plan.faces, plan.llm_dim) / sqrt(plan.llm_dim)
     test_e, test_who, truth = faces(plan.test)
     nuisance = normal(plan.classes, plan.identity_dim) / sqrt(plan.identity_dim)
-    prompts = centres @ expression + plan.prompt_nuisance * nuisance @ identity
+    prompts = centres @ expression + plan.prompt_nuisance * nuisance @ identity + shared[1]
     return Planted(seen(e, who), F.normalize(said, dim=-1), seen(test_e, test_who), truth, prompts, expression)
 
 

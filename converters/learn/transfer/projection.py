@@ -8,14 +8,16 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from fer_edge.errors import UsageError
+
+from ...sources import PROJECTION
 from .cache import Pairs
 from .fit import FitRecipe, Fitted
 
-FORMAT = "fer-edge-projection"
-
 
 def write_projection(path: Path, fitted: Fitted, recipe: FitRecipe, pairs: Pairs) -> None:
-    """Write W under the reference's key, ``mlp.weight``, in one step; how it was made goes into the header."""
+    """Write W under the reference's key, ``mlp.weight``, in one step; how it was made goes into the header. Raises
+    UsageError for another ending than .safetensors."""
     made = {
         "recipe": asdict(recipe),
         "kept_epoch": fitted.kept,
@@ -23,7 +25,9 @@ def write_projection(path: Path, fitted: Fitted, recipe: FitRecipe, pairs: Pairs
         "image": asdict(pairs.plan.image),
         "llm": asdict(pairs.plan.llm),
     }
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: a projection is a safetensors file; name it so")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file({"mlp.weight": fitted.weight.contiguous()}, partial, metadata={FORMAT: json.dumps(made, sort_keys=True)})
+    save_file({"mlp.weight": fitted.weight.contiguous()}, partial, metadata={PROJECTION: json.dumps(made, sort_keys=True)})
     partial.replace(path)

@@ -41,10 +41,11 @@ Pixels = Literal["plain", "clip"]
 
 @dataclass(frozen=True)
 class Source:
-    """``features`` maps the pictures of some faces, and their names, to (n, dim) float32."""
+    """``features`` maps the pictures of some faces, and their names, to (n, dim) float32; ``batch``: how many at once."""
 
     side: Side
     features: Callable[[Sequence[ImageLike], Sequence[str]], NDArray[np.float32]]
+    batch: int = 32
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def image_source(clip: str, pixels: Pixels = "plain", device: str = "cpu", batch
     last = torch.from_numpy(encoder.last).to(device)
     run = _Batches(lambda x: F.linear(body(x).float(), last), encoder.size, _statistics(pixels), device, half, batch)
     side = Side(encoder.source.source, encoder.source.sha256, len(encoder.last), {"pixels": pixels, "half": str(half)})
-    return Source(side, lambda pictures, names: run(pictures)), encoder.logit_scale
+    return Source(side, lambda pictures, names: run(pictures), batch), encoder.logit_scale
 
 
 def llm_source(
@@ -119,7 +120,7 @@ def llm_source(
         "pixels": pixels,
         "dtype": str(model.dtype),
     }
-    return Source(Side(source_name(source), sha, dim, settings), lambda pictures, names: run(pictures))
+    return Source(Side(source_name(source), sha, dim, settings), lambda pictures, names: run(pictures), batch)
 
 
 @torch.inference_mode()
@@ -234,7 +235,7 @@ def descriptions_source(file: Path, text_model: str) -> Source:
     rows = [encoder.encode(texts[i : i + 64]) for i in range(0, len(texts), 64)]
     place = {text: i for i, text in enumerate(texts)}
     vectors = np.concatenate(rows)[[place[text] for text in told.values()]]
-    return _table(file, list(told), vectors, {"kind": "descriptions", "text_model": encoder.source})
+    return _table(file, list(told), vectors, {"kind": "descriptions", "text_model": encoder.sha256})
 
 
 def _table(file: Path, names: Sequence[str], vectors: NDArray[np.float32], settings: Mapping[str, str]) -> Source:
