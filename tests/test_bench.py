@@ -16,8 +16,6 @@ import pytest
 from click.testing import CliRunner, Result
 from fer_edge.benchmarks import loadgen, traffic
 from fer_edge.benchmarks.bench import Plan, bench, configurations, only
-from fer_edge.benchmarks.cli_bench import bench as bench_command
-from fer_edge.benchmarks.cli_bench import compare as compare_command
 from fer_edge.benchmarks.compare import compare, ratio_of_medians
 from fer_edge.benchmarks.footprint import engine_files, forget, memory_mb
 from fer_edge.benchmarks.interleave import judge
@@ -38,6 +36,7 @@ import fer_edge
 from fer_edge.arrays import read_npz, write_npz
 from fer_edge.bundle import Bundle, open_bundle, path_ref, write_manifest
 from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.cli import cli
 
 RUNTIMES = ("openvino", "litert", "onnxruntime")
 QUICK = Load(0.05, 1.0)
@@ -61,8 +60,8 @@ def run_file(run: Results, tmp_path: Path) -> Path:
     return file
 
 
-def command(*arguments: object, what: Any = bench_command) -> Result:
-    return CliRunner().invoke(what, [str(a) for a in arguments], catch_exceptions=True)
+def command(*arguments: object, what: str = "bench") -> Result:
+    return CliRunner().invoke(cli, [what, *map(str, arguments)], catch_exceptions=True)
 
 
 def wrong_bundle(folder: Path) -> Path:
@@ -326,11 +325,11 @@ def test_compare_on_the_command_line(run: Results, tmp_path: Path) -> None:
     for name, results in (("a", steady(run)), ("b", slower(steady(run), 1.2))):
         files[name] = tmp_path / f"{name}.json"
         files[name].write_text(json.dumps(results.as_json()))
-    worse = command(files["a"], files["b"], what=compare_command)
+    worse = command(files["a"], files["b"], what="compare")
     assert worse.exit_code == 1
     assert "Regression: 3 of 12 are slower" in worse.output
-    assert command(files["a"], files["b"], "--tolerance", 0.3, what=compare_command).exit_code == 0
-    better = command(files["b"], files["a"], "--json", what=compare_command)
+    assert command(files["a"], files["b"], "--tolerance", 0.3, what="compare").exit_code == 0
+    better = command(files["b"], files["a"], "--json", what="compare")
     assert better.exit_code == 0
     assert [c["verdict"] for c in json.loads(better.stdout)["comparisons"]].count("faster") == 3
 
@@ -345,13 +344,13 @@ def test_a_build_that_fails_or_answers_wrongly_is_no_faster_one(run: Results, tm
     for name, results in (("a", a), ("b", b), ("c", replace(a, rows=(bad, *a.rows[1:])))):
         files[name] = tmp_path / f"{name}.json"
         files[name].write_text(json.dumps(results.as_json()))
-    gone = command(files["a"], files["b"], what=compare_command)
+    gone = command(files["a"], files["b"], what="compare")
     assert gone.exit_code == 1
     assert "Failed in B: litert int8, 1 thread: the driver is gone" in gone.output
-    wrong = command(files["a"], files["c"], "--json", what=compare_command)
+    wrong = command(files["a"], files["c"], "--json", what="compare")
     assert wrong.exit_code == 1
     assert "centred cosine 0.1" in json.loads(wrong.stdout)["wrong"][0]
-    assert command(files["b"], files["a"], what=compare_command).exit_code == 0, "what A lacked is no loss"
+    assert command(files["b"], files["a"], what="compare").exit_code == 0, "what A lacked is no loss"
 
 
 def test_one_process_alone_proves_little(run: Results) -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from fer_edge.benchmarks.random_clip import write_clip
-from fer_edge.converters.cli import convert as convert_command
 from fer_edge.converters.convert import Plan, convert
 from fer_edge.converters.learn.faces import load_faces
 from fer_edge.converters.learn.figures_lighter import RECIPE, compared
@@ -28,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import fer_edge
+from fer_edge.cli import cli
 from fer_edge.labels import LABEL_SETS
 
 RUNTIMES = ("openvino", "litert", "onnxruntime")
@@ -127,7 +127,7 @@ def test_every_engine_computes_it(clip: Path, runtime: str, tmp_path: Path) -> N
 def test_the_card_says_what_it_costs(clip: Path, tmp_path: Path) -> None:
     """Against the whole encoder: with nothing but the positions of equal sizes changed it would be 1."""
     command = [str(clip), "-o", str(tmp_path / "b"), "--runtime", "onnxruntime", "--precision", "fp32"]
-    result = CliRunner().invoke(convert_command, [*command, "--merge-tokens", "4"], catch_exceptions=False)
+    result = CliRunner().invoke(cli, ["convert", *command, "--merge-tokens", "4"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "Experimental: a lighter encoder (4 tokens merged a layer)" in result.stderr
     card = fer_edge.bundle.open_bundle(tmp_path / "b").manifest.card
