@@ -405,7 +405,8 @@ def test_from_features_to_a_projection_that_convert_takes(
     ran(command(models, faces, tmp_path / "cache"), capfd)
     head = tmp_path / "p.safetensors"
     for method in ("infonce", "ridge", "cca", "warm"):
-        options = ["--method", method, "--batch", "4", "--epochs", "2", "--json"]
+        long = ["--epochs", "2"] if method in ("infonce", "warm") else []
+        options = ["--method", method, "--batch", "4", *long, "--json"]
         said = ran(["transfer", "fit", str(tmp_path / "cache"), "-o", str(head), *options], capfd)
         assert said["faces"] == 10
         options = ["--runtime", "onnxruntime", "--precision", "fp32", "--json", "--force", "-o", str(tmp_path / "b")]
@@ -445,3 +446,23 @@ def test_a_plan_reads_back(tmp_path: Path) -> None:
         (tmp_path / "c" / "plan.json").write_text(bad)
         with pytest.raises(fer_edge.ConversionError):
             read_plan(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--method", "ridge", "--epochs", "3"], "--epochs is for --method infonce, warm; ridge does not use it"),
+        (["--method", "cca", "--lr", "0.1"], "--lr is for --method infonce, warm"),
+        (["--rank", "8"], "--rank is for --method cca, warm; infonce does not use it"),
+        (["--ridge", "0.1"], "--ridge is for --method ridge, cca, warm; infonce"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "report"])
+def test_options_of_another_method(
+    command: str, options: list[str], problem: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    more = ["-o", "x.safetensors"] if command == "fit" else ["--faces", str(tmp_path), "--encoder", "x"]
+    with pytest.raises(SystemExit) as end:
+        main(["transfer", command, str(tmp_path), *more, *options])
+    assert end.value.code == 2
+    assert problem in capfd.readouterr().err

@@ -25,7 +25,7 @@ from fer_edge.labels import LABEL_SETS
 from ..compile_labels import add_labels
 from .faces import Faces, load_faces, load_pictures
 from .figures_lighter import lighter
-from .figures_transfer import fit_speed, planted_table
+from .figures_transfer import face_cost, fit_speed, planted_table
 from .language import default_constants, sentence_groups
 from .plan import plan_training
 from .recipe import EpochReport, TrainingPlan, war_uar
@@ -209,7 +209,7 @@ def repeat(faces: Path, validation: Path, work: Path, epochs: int, seed: int) ->
     emit({"figure": "repeat", "epochs": epochs, **scores, "weights_equal": equal})
 
 
-for command in (lighter, planted_table, fit_speed):
+for command in (lighter, planted_table, fit_speed, face_cost):
     figures.add_command(command)
 
 

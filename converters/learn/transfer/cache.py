@@ -195,9 +195,9 @@ def shard_rows(cache: Path, shard: int) -> list[Row]:
         return [Row(**row) for row in json.loads(opened.metadata()[FORMAT])["rows"]]
 
 
-def missing_shards(cache: Path, plan: CachePlan) -> list[int]:
-    """Shards that are still to be made: not there, or damaged, or of other models."""
-    return [k for k in range(plan.shards) if not _complete(shard_file(cache, k), plan, k)]
+def missing_shards(cache: Path, plan: CachePlan, shards: Sequence[int] | None = None) -> list[int]:
+    """Those of ``shards`` (None: of all) that are still to be made: not there, or damaged, or of other models."""
+    return [k for k in (range(plan.shards) if shards is None else shards) if not _complete(shard_file(cache, k), plan, k)]
 
 
 def _complete(file: Path, plan: CachePlan, shard: int) -> bool:
@@ -223,23 +223,29 @@ def read_pairs(cache: Path) -> Pairs:
             f"{cache} is not complete: {len(missing)} of {plan.shards} shards are missing or damaged; "
             "run the same 'fer-edge transfer features' again, it goes on where it stopped"
         )
-    rows, left_out, repeated, image, llm = [], [], [], [], []
+    rows: list[Row] = []
+    left_out: list[LeftOut] = []
+    repeated: list[Row] = []
     seen: set[str] = set()
+    kind, total = torch.float16 if plan.half else torch.float32, len(plan.faces)
+    # Room for every face, filled as the shards come: putting them together at the end would need all of it twice.
+    image, llm = (torch.empty(total, side.dim, dtype=kind) for side in (plan.image, plan.llm))
     for k in range(plan.shards):
         with safe_open(shard_file(cache, k), framework="pt") as opened:
             header = json.loads(opened.metadata()[FORMAT])
-            known = [Row(**row) for row in header["rows"]]
-            fresh = [i for i, row in enumerate(known) if not (row.sha256 in seen or seen.add(row.sha256))]  # type: ignore[func-returns-value]
-            rows += [known[i] for i in fresh]
-            kept = set(fresh)
-            repeated += [row for i, row in enumerate(known) if i not in kept]
+            fresh = []
+            for i, row in enumerate(Row(**entry) for entry in header["rows"]):
+                (repeated if row.sha256 in seen else rows).append(row)
+                if row.sha256 not in seen:
+                    fresh.append(i)
+                seen.add(row.sha256)
             left_out += [LeftOut(**row) for row in header["left_out"]]
-            image.append(opened.get_tensor("image")[fresh])
-            llm.append(opened.get_tensor("llm")[fresh])
+            place = slice(len(rows) - len(fresh), len(rows))
+            image[place], llm[place] = opened.get_tensor("image")[fresh], opened.get_tensor("llm")[fresh]
     if not rows:
         why = f", the first because {left_out[0].problem}" if left_out else ""
         raise ConversionError(f"{cache} holds no face: all {len(left_out)} were left out{why}")
-    return Pairs(plan, tuple(rows), tuple(left_out), tuple(repeated), torch.cat(image), torch.cat(llm))
+    return Pairs(plan, tuple(rows), tuple(left_out), tuple(repeated), image[: len(rows)], llm[: len(rows)])
 
 
 def write_index(cache: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fer_edge.console import Rooms, common, emit, fraction, need_extra, say
+from fer_edge.errors import UsageError
 
 from ...cli import hushed
 
@@ -50,24 +51,60 @@ def transfer() -> None:
     "--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Faces at once, halved when too many."
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where torch sees one.")
+@click.option("--threads", type=click.IntRange(min=1), help="Processors, of each worker. Default: torch's own; on Ray 4.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: on a Ray cluster that sees FACES and the cache under the same paths.",
+)
+@click.option("--address", help="Of the Ray cluster; auto: the one of this machine. Default: start one here.")
+@click.option("--workers", type=click.IntRange(min=1), help="On Ray, each with both models. Default: as many as fit.")
 @common
-def features(faces: Path, output: Path, shard: int, whole: bool, as_json: bool, **options: Any) -> None:
+def features(
+    faces: Path,
+    output: Path,
+    shard: int,
+    whole: bool,
+    threads: int | None,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Image features and LLM features of FACES (a folder, or an npz with 'images'), once and for all.
 
     Can be interrupted at any time; the same command goes on. Faces that cannot be read are left out and listed.
     """
     need_extra("torch", "transformers", "safetensors", "rich", extra="convert")
+    if engine == "local" and (address is not None or workers is not None):
+        raise UsageError("--address and --workers are for --engine ray")
+    if engine == "ray":
+        need_extra("ray", extra="ray")
+    import torch
+
     with hushed():
         from .cache import read_pairs
         from .features import Faces, compute, new_faces, plan_cache
         from .sources import Wanted, open_sources
 
-        known = Faces(faces)
+        wanted, known = Wanted(**options), Faces(faces)
         known.names()  # before anything dear: whether there is any
-        image, llm = open_sources(Wanted(**options))
-        plan = plan_cache(known, image, llm, shard, half=not whole)
     with fraction(sys.stderr, "features") as progress:
-        compute(known, output, plan, image[0], llm, _shown(progress))
+        if engine == "ray":
+            from .on_ray import Cluster, compute_on_ray
+
+            cluster = Cluster(address, workers, threads or 4)
+            compute_on_ray(faces, output, wanted, (shard, not whole), cluster, _shown(progress))
+        else:
+            if threads:
+                torch.set_num_threads(threads)
+            with hushed():
+                image, llm = open_sources(wanted)
+            plan = plan_cache(known, image, llm, shard, half=not whole)
+            compute(known, output, plan, image[0], llm, _shown(progress))
     found, fresh = read_pairs(output), new_faces(known, output)
     for row in found.left_out:
         say(f"Left out: {row.problem}")
@@ -92,29 +129,62 @@ def _shown(progress: Callable[..., None]) -> Callable[[Progress], None]:
     return show
 
 
+def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a projection is fitted, the same for the fit and for its verdict."""
+    positive, some = click.FloatRange(min=0, min_open=True), click.IntRange(min=1)
+    for option in (
+        click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same projection."),
+        click.option(
+            "--ridge",
+            type=positive,
+            default=1e-2,
+            show_default=True,
+            help="Of the closed forms: share of the mean variance.",
+        ),
+        click.option("--rank", type=some, help="Directions that cca and warm keep. Default: all."),
+        click.option("--lr", type=positive, default=1e-3, show_default=True, help="Learning rate of infonce and warm."),
+        click.option(
+            "--batch", type=click.IntRange(min=2), default=512, show_default=True, help="Faces told apart at a time."
+        ),
+        click.option("--epochs", type=some, default=5, show_default=True, help="Of infonce and warm."),
+        click.option(
+            "--method",
+            type=click.Choice(["infonce", "ridge", "cca", "warm"]),
+            default="infonce",
+            show_default=True,
+            help="infonce: as published; ridge: the linear map, closed form; cca: canonical directions; warm: infonce from "
+            "those.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+BELONG = {
+    "epochs": ("infonce", "warm"),
+    "lr": ("infonce", "warm"),
+    "patience": ("infonce", "warm"),
+    "rank": ("cca", "warm"),
+    "ridge": ("ridge", "cca", "warm"),
+}
+"""Methods that an option says something to."""
+
+
+def _check_belonging(method: str) -> None:
+    """An option that the method never looks at is a mistake of the user's. Raises UsageError."""
+    context = click.get_current_context()
+    for name, methods in BELONG.items():
+        given = context.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
+        if given and method not in methods:
+            raise UsageError(f"--{name} is for --method {', '.join(methods)}; {method} does not use it")
+
+
 @transfer.command()
 @click.argument("cache", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The projection to write (safetensors)."
 )
-@click.option(
-    "--method",
-    type=click.Choice(["infonce", "ridge", "cca", "warm"]),
-    default="infonce",
-    show_default=True,
-    help="infonce: as published; ridge: the linear map, closed form; cca: canonical directions; warm: infonce from those.",
-)
-@click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="Of infonce and warm.")
-@click.option("--batch", type=click.IntRange(min=2), default=512, show_default=True, help="Faces told apart at a time.")
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=1e-3, show_default=True, help="Learning rate.")
-@click.option("--rank", type=click.IntRange(min=1), help="Directions that cca and warm keep. Default: all.")
-@click.option(
-    "--ridge",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1e-2,
-    show_default=True,
-    help="Of the closed forms: share of the mean variance.",
-)
+@fit_options
 @click.option(
     "--held-out",
     type=click.FloatRange(0, 1, max_open=True),
@@ -123,7 +193,6 @@ def _shown(progress: Callable[..., None]) -> Callable[[Progress], None]:
     help="Share of faces only looked at.",
 )
 @click.option("--patience", type=click.IntRange(min=1), help="Stop after so many epochs without a smaller held-out loss.")
-@click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same projection.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: torch's own.")
 @common
 def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options: Any) -> None:
@@ -131,6 +200,7 @@ def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options
 
     The defaults are the published recipe.
     """
+    _check_belonging(options["method"])
     need_extra("torch", "safetensors", "rich", extra="convert")
     import torch
 
@@ -143,11 +213,12 @@ def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options
 
     pairs = read_pairs(cache)
     recipe = FitRecipe(scale=pairs.plan.scale, **options)
+    held = min(round(recipe.held_out * len(pairs.rows)), recipe.batch)
     with fraction(sys.stderr, "fitting") as progress:
 
         def show(epoch: FitEpoch) -> None:
             progress(epoch.epoch / recipe.epochs, "fitting")
-            say(_epoch_text(epoch, recipe.epochs))
+            say(_epoch_text(epoch, recipe.epochs, held))
 
         fitted = run(pairs.image, pairs.llm, recipe, show)
     write_projection(output, fitted, recipe, pairs)
@@ -157,6 +228,7 @@ def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options
                 "projection": str(output),
                 "faces": len(pairs.rows),
                 "kept_epoch": fitted.kept,
+                "held_out_among": held,
                 "epochs": [_plain(e) for e in fitted.epochs],
             }
         )
@@ -177,15 +249,7 @@ def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options
 )
 @click.option("--truth", metavar="MEMBER", help="Of an npz for --labelled.")
 @click.option("--classes", metavar="MEMBER", help="Of an npz for --labelled.")
-@click.option(
-    "--method",
-    type=click.Choice(["infonce", "ridge", "cca", "warm"]),
-    default="infonce",
-    show_default=True,
-    help="As of fit.",
-)
-@click.option("--batch", type=click.IntRange(min=2), default=512, show_default=True, help="As of fit.")
-@click.option("--epochs", type=click.IntRange(min=1), default=5, show_default=True, help="As of fit.")
+@fit_options
 @click.option(
     "--held-out",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -193,7 +257,6 @@ def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options
     show_default=True,
     help="Share of faces to judge by.",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Chooses the held-out faces, and seeds the fit.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The HTML file to write.")
 @common
 def report(
@@ -214,6 +277,7 @@ def report(
 
     The HTML file shows faces of the cache: treat it as you treat them.
     """
+    _check_belonging(options["method"])
     need_extra("torch", "transformers", "safetensors", "matplotlib", "rich", extra="convert")
     from fer_edge.labelled import read_faces
 
@@ -240,11 +304,11 @@ def report(
         say("\n".join(verdict(found)) + (f"\nWritten: {output}" if output else ""))
 
 
-def _epoch_text(epoch: FitEpoch, epochs: int) -> str:
+def _epoch_text(epoch: FitEpoch, epochs: int, among: int) -> str:
     held = (
         ""
         if math.isnan(epoch.held_out_loss)
-        else (f"; held out: loss {epoch.held_out_loss:.3f}, retrieval {epoch.held_out_retrieval:.1%}")
+        else (f"; held out: loss {epoch.held_out_loss:.3f}, retrieval {epoch.held_out_retrieval:.1%} among {among}")
     )
     name = f"epoch {epoch.epoch}/{epochs}" if epoch.epoch else "closed form"
     return f"{name}: loss {epoch.loss:.3f}, retrieval {epoch.retrieval:.1%}{held} ({epoch.seconds:.1f} s)"

@@ -133,7 +133,16 @@ def compute(
     Raises ConversionError when the cache is of other models, or a side gives NaN or Inf."""
     plan = open_cache(cache, plan)
     waiting = missing_shards(cache, plan)
-    _check_faces(faces, cache, plan, waiting)
+    check_faces(faces, cache, plan, waiting)
+    count = counter(plan, waiting, on_progress)
+    for k in waiting:
+        write_shard(cache, plan, k, make_shard(faces, plan.names(k), image, llm, count))
+    write_index(cache)
+    return plan
+
+
+def counter(plan: CachePlan, waiting: Sequence[int], on_progress: Callable[[Progress], None]) -> Callable[[int], None]:
+    """Reports how far the work is, now and whenever it is told that so many more faces are done."""
     total = len(plan.faces)
     before = done = total - sum(len(plan.names(k)) for k in waiting)
     began = time.monotonic()
@@ -145,13 +154,10 @@ def compute(
         on_progress(Progress(done, total, pace * (total - done) if done > before else None))
 
     count(0)
-    for k in waiting:
-        write_shard(cache, plan, k, make_shard(faces, plan.names(k), image, llm, count))
-    write_index(cache)
-    return plan
+    return count
 
 
-def _check_faces(faces: Faces, cache: Path, plan: CachePlan, waiting: Sequence[int]) -> None:
+def check_faces(faces: Faces, cache: Path, plan: CachePlan, waiting: Sequence[int]) -> None:
     """Going on with other faces would spoil a cache for good. Raises ConversionError."""
     there = set(faces.names())
     gone = [name for k in waiting for name in plan.names(k) if name not in there]

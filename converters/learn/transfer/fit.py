@@ -77,13 +77,23 @@ class Fitted:
     kept: int
     theirs: Theirs = None
 
-    def targets(self, llm: Tensor) -> Tensor:
-        """LLM features (N, P) in the space of W's outputs: (N, rows)."""
+
+@dataclass(frozen=True)
+class Sides:
+    """Both sides as a fit sees them, half or float as they are kept; ``theirs`` as in :class:`Fitted`."""
+
+    image: Tensor
+    llm: Tensor
+    theirs: Theirs = None
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Image features (B, D), and LLM features in the space of W's outputs, in float32."""
+        rows = rows.to(self.image.device)
+        x, t = self.image[rows].float(), self.llm[rows].float()
         if self.theirs is None:
-            return llm
+            return x, t
         matrix, shift = self.theirs
-        parts = (part.float() for part in torch.split(llm, BLOCK))
-        return torch.cat([(part if matrix is None else part @ matrix.T) - shift for part in parts])
+        return x, (t if matrix is None else t @ matrix.T) - shift
 
 
 def fit(image: Tensor, llm: Tensor, recipe: FitRecipe, on_epoch: Callable[[FitEpoch], None] = lambda e: None) -> Fitted:
@@ -100,10 +110,10 @@ def fit(image: Tensor, llm: Tensor, recipe: FitRecipe, on_epoch: Callable[[FitEp
             f"{len(kept)} faces to learn from are fewer than one batch of {recipe.batch}; give more, or a smaller --batch"
         )
     start, theirs = _start(image, llm, kept, recipe, generator)
-    targets = Fitted(start, (), 0, theirs).targets(llm)
+    sides = Sides(image, llm, theirs)
     if recipe.method in ("ridge", "cca"):
-        return _closed(image, targets, start, theirs, kept, held, recipe, on_epoch)
-    return _descend(image, targets, start, theirs, kept, held, recipe, generator, on_epoch)
+        return _closed(sides, start, (kept, held), recipe, on_epoch)
+    return _descend(sides, start, (kept, held), recipe, generator, on_epoch)
 
 
 def _check(image: Tensor, llm: Tensor, recipe: FitRecipe) -> None:
@@ -147,34 +157,26 @@ def _start(image: Tensor, llm: Tensor, kept: Tensor, recipe: FitRecipe, generato
 
 
 def _closed(
-    image: Tensor,
-    targets: Tensor,
-    weight: Tensor,
-    theirs: Theirs,
-    kept: Tensor,
-    held: Tensor,
-    recipe: FitRecipe,
-    on_epoch: Callable[[FitEpoch], None],
+    sides: Sides, weight: Tensor, rows: tuple[Tensor, Tensor], recipe: FitRecipe, on_epoch: Callable[[FitEpoch], None]
 ) -> Fitted:
+    """A W that is there already, judged on the faces learned from and on those held out."""
     began = time.monotonic()
-    loss, right = evaluate(image, targets, weight, kept, recipe)
-    report = FitEpoch(0, loss, right, *evaluate(image, targets, weight, held, recipe), time.monotonic() - began)
+    seen, held = (evaluate(sides, weight, part, recipe) for part in rows)
+    report = FitEpoch(0, *seen, *held, time.monotonic() - began)
     on_epoch(report)
-    return Fitted(weight.cpu(), (report,), 0, theirs)
+    return Fitted(weight.cpu(), (report,), 0, sides.theirs)
 
 
 def _descend(
-    image: Tensor,
-    targets: Tensor,
+    sides: Sides,
     weight: Tensor,
-    theirs: Theirs,
-    kept: Tensor,
-    held: Tensor,
+    rows: tuple[Tensor, Tensor],
     recipe: FitRecipe,
     generator: torch.Generator,
     on_epoch: Callable[[FitEpoch], None],
 ) -> Fitted:
     """InfoNCE by gradient descent, the last incomplete batch of every epoch dropped."""
+    kept, held = rows
     weight = weight.clone().requires_grad_()
     if recipe.method == "infonce":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
@@ -183,21 +185,21 @@ def _descend(
     else:
         optimizer = torch.optim.Adam([weight], lr=recipe.lr)
     began = time.monotonic()
-    start = evaluate(image, targets, weight.detach(), held, recipe)
+    start = evaluate(sides, weight.detach(), held, recipe)
     reports = [FitEpoch(0, math.nan, math.nan, *start, time.monotonic() - began)]
     best, best_weight = (start[0], 0), weight.detach().clone()
     for epoch in range(1, recipe.epochs + 1):
         began = time.monotonic()
         order = kept[torch.randperm(len(kept), generator=generator)]
         steps, losses, rights = len(order) // recipe.batch, 0.0, 0.0
-        for rows in torch.split(order[: steps * recipe.batch], recipe.batch):
-            rows = rows.to(image.device)
-            loss, right = info_nce(image[rows].float() @ weight.T, targets[rows].float(), recipe.scale)
+        for part in torch.split(order[: steps * recipe.batch], recipe.batch):
+            x, t = sides.batch(part)
+            loss, right = info_nce(x @ weight.T, t, recipe.scale)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses, rights = losses + loss.item(), rights + right.item()
-        seen = evaluate(image, targets, weight.detach(), held, recipe)
+        seen = evaluate(sides, weight.detach(), held, recipe)
         report = FitEpoch(epoch, losses / steps, rights / steps, *seen, time.monotonic() - began)
         reports.append(report)
         on_epoch(report)
@@ -205,11 +207,11 @@ def _descend(
             best, best_weight = (seen[0], epoch), weight.detach().clone()
         elif epoch - best[1] >= recipe.patience:
             break
-    return Fitted(best_weight.cpu(), tuple(reports), best[1], theirs)
+    return Fitted(best_weight.cpu(), tuple(reports), best[1], sides.theirs)
 
 
 @torch.no_grad()
-def evaluate(image: Tensor, targets: Tensor, weight: Tensor, rows: Tensor, recipe: FitRecipe) -> tuple[float, float]:
+def evaluate(sides: Sides, weight: Tensor, rows: Tensor, recipe: FitRecipe) -> tuple[float, float]:
     """(loss, retrieval) over batches of ``rows``, the last incomplete one counted only when there is no other; NaN without
     rows."""
     if len(rows) < 2:
@@ -217,8 +219,8 @@ def evaluate(image: Tensor, targets: Tensor, weight: Tensor, rows: Tensor, recip
     whole = rows[: max(1, len(rows) // recipe.batch) * recipe.batch]
     found = []
     for part in torch.split(whole, recipe.batch):
-        part = part.to(image.device)
-        loss, right = info_nce(image[part].float() @ weight.T, targets[part].float(), recipe.scale)
+        x, t = sides.batch(part)
+        loss, right = info_nce(x @ weight.T, t, recipe.scale)
         found.append((loss.item(), right.item()))
     losses, rights = zip(*found, strict=True)
     return sum(losses) / len(losses), sum(rights) / len(rights)

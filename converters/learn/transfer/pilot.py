@@ -21,7 +21,7 @@ from ...compile_labels import compile_label_sets
 from ...graph import fold
 from ...sources import open_encoder
 from .cache import Pairs
-from .fit import FitRecipe, Fitted, evaluate, fit
+from .fit import FitRecipe, Fitted, Sides, evaluate, fit
 from .sources import image_source
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
@@ -238,8 +238,8 @@ class _Labelled:
 
 
 def _retrieval(pairs: Pairs, fitted: Fitted, held: Tensor, recipe: FitRecipe) -> float:
-    targets, among = fitted.targets(pairs.llm[held]), replace(recipe, batch=min(AMONG, len(held)))
-    return evaluate(pairs.image[held], targets, fitted.weight, torch.arange(len(held)), among)[1]
+    among = replace(recipe, batch=min(AMONG, len(held)))
+    return evaluate(Sides(pairs.image, pairs.llm, fitted.theirs), fitted.weight, held, among)[1]
 
 
 def _balance(predicted: NDArray[np.int64], names: Sequence[str]) -> dict[str, float]:
