@@ -3,9 +3,10 @@ the 24 GB of the real ones. ``python -m fer_edge.benchmarks.random_blip2 FOLDER 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
+
+import click
 
 WORDS = (
     "please play the role of a facial action describer . objectively describe detailed actions person in image what is this "
@@ -71,5 +72,13 @@ def write_blip2(folder: Path, instruct: bool = False, image: int = 32, text: int
     return model
 
 
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--instruct", is_flag=True, help="An InstructBLIP, whose Q-Former reads the instruction.")
+def blip2(folder: Path, instruct: bool) -> None:
+    """Save a small random BLIP-2 into FOLDER."""
+    write_blip2(folder, instruct)
+
+
 if __name__ == "__main__":
-    write_blip2(Path(sys.argv[1]), "--instruct" in sys.argv[2:])
+    blip2()

@@ -1,14 +1,15 @@
 """CLIPs of the published sizes with random weights, saved as Hugging Face folders.
 
 They say everything about speed and memory and nothing about accuracy. Shapes: openai/clip-vit-base-patch32, -base-patch16,
--large-patch14."""
+-large-patch14. ``python -m fer_edge.benchmarks.random_clip SHAPE FOLDER``"""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
+
+import click
 
 SHAPES: dict[str, dict[str, int]] = {
     "B/32": {
@@ -41,6 +42,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "text_heads": 12,
         "vocabulary": 49408,
     },
+    "tiny": {"dim": 32, "width": 48, "layers": 2, "heads": 4, "patch": 8, "image": 32},
 }
 _WORDS = ("photo", "face", "expression", "happiness", "sadness", "anger", "with", "of")
 
@@ -129,5 +131,13 @@ def write_head(path: Path, dim: int, outputs: int = 4096, seed: int = 1) -> Any:
     return weight
 
 
+@click.command()
+@click.argument("shape", type=click.Choice(list(SHAPES)))
+@click.argument("folder", type=click.Path(path_type=Path))
+def clip(shape: str, folder: Path) -> None:
+    """Save a random CLIP of SHAPE into FOLDER. "tiny" is for trying commands: it takes a second."""
+    write_clip(folder, **SHAPES[shape])
+
+
 if __name__ == "__main__":
-    write_clip(Path(sys.argv[2]), **SHAPES[sys.argv[1]])
+    clip()

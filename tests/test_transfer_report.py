@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fer_edge.benchmarks.random_blip2 import write_blip2
+from fer_edge.benchmarks.random_blip2 import blip2 as blip2_command
+from fer_edge.benchmarks.random_clip import clip as clip_command
 from fer_edge.benchmarks.random_clip import write_clip
 from fer_edge.converters.graph import class_constants
 from fer_edge.converters.learn.transfer.cache import CachePlan, Pairs, Row, Side
@@ -162,37 +164,41 @@ def test_the_page_is_whole_and_fetches_nothing(found: Pilot, tmp_path: Path) -> 
     json.loads(json.dumps(found.as_json(), allow_nan=False))
 
 
-def test_the_whole_way_on_real_faces(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Mechanics only, on small random models: features, fit, convert, verify, evaluate, report."""
-    faces = tmp_path / "faces"
+def test_the_documented_way_on_real_faces(
+    root: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very lines of docs/transfer.md, from random models to the report. Mechanics only."""
     for folder in ("happiness", "neutral", "surprise"):
-        (faces / folder).mkdir(parents=True)
+        (tmp_path / "faces" / folder).mkdir(parents=True)
         for path in sorted((data / "lfw_expressions" / folder).iterdir())[:24]:
-            Image.open(path).save(faces / folder / path.name)
-    write_clip(tmp_path / "clip", dim=32, width=48, layers=2, heads=4, patch=8, image=32)
-    write_blip2(tmp_path / "blip2")
-
-    def ran(*arguments: object) -> dict[str, Any]:
+            Image.open(path).save(tmp_path / "faces" / folder / path.name)
+    page = (root / "docs" / "transfer.md").read_text()
+    lines = page.partition("## The mechanics")[2].partition("```console\n")[2].partition("```")[0].splitlines()
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {
+        "fer_edge.benchmarks.random_clip": clip_command,
+        "fer_edge.benchmarks.random_blip2": blip2_command,
+    }
+    said: dict[str, Any] = {}
+    for line in lines:
+        words = shlex.split(line)
         capfd.readouterr()
+        if words[0] == "python":
+            command, arguments = made[words[2]], words[3:]
+        else:
+            command, arguments = main, [*words[1:], "--json"]
         with pytest.raises(SystemExit) as end:
-            main([*map(str, arguments), "--json"])
+            command(arguments)
         out = capfd.readouterr()
-        assert end.value.code in (0, None), out.err
-        return dict(json.loads(out.out))
-
-    cache, head, bundle = tmp_path / "cache", tmp_path / "projection.safetensors", tmp_path / "bundle"
-    sides = ("--encoder", tmp_path / "clip", "--llm", tmp_path / "blip2")
-    assert ran("transfer", "features", faces, *sides, "-o", cache)["faces"] == 72
-    fitted = ran("transfer", "fit", cache, "-o", head, "--batch", 16, "--held-out", 0.2)
-    assert [e["epoch"] for e in fitted["epochs"]] == [0, 1, 2, 3, 4, 5]
-    assert fitted["epochs"][0]["loss"] is None
-    ran("convert", tmp_path / "clip", "--projection", head, "--precision", "fp32", "-o", bundle)
-    assert {row["status"] for row in ran("verify", bundle)["artefacts"]} == {"ok"}
-    result = ran("evaluate", faces, "-b", bundle, "--runtime", "onnxruntime", "--precision", "fp32")
-    assert result["n"] == 72
-    told = ran(
-        *("transfer", "report", cache, "--faces", faces, "--encoder", tmp_path / "clip", "--labelled", faces),
-        *("--batch", 16, "-o", tmp_path / "report.html"),
-    )
-    assert told["labelled"] == 72
+        assert end.value.code in (0, None), f"{line}: {out.err}"
+        if out.out:
+            said[" ".join(words[1:3] if words[1] == "transfer" else words[1:2])] = json.loads(out.out)
+    assert said["transfer features"]["faces"] == 72
+    epochs = said["transfer fit"]["epochs"]
+    assert [e["epoch"] for e in epochs] == [0, 1, 2, 3, 4, 5]
+    assert epochs[0]["loss"] is None
+    assert said["transfer fit"]["held_out_among"] == 14
+    assert {row["status"] for row in said["verify"]["artefacts"]} == {"ok"}
+    assert said["evaluate"]["n"] == 72
+    assert said["transfer report"]["labelled"] == 72
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
