@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ from fer_edge.errors import BundleError, FerEdgeError, UsageError
 from .environment import environment
 from .macs import count_macs
 from .measure import Job, Part, run_job
-from .results import Configuration, Failure, Latency, Memory, Results, Row, Scenario, Start, latency
+from .results import SCENARIOS, Configuration, Failure, Latency, Memory, Results, Row, Scenario, Start, latency
 from .traffic import Load, Traffic
 from .worker import isolated_peak, run_isolated
 
@@ -51,7 +51,7 @@ def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Result
 
     Raises BundleError for what is no bundle, or when nothing in it fits the plan."""
     opened = {str(path): open_bundle(path) for path in plan.bundles}
-    wanted = [c for bundle in opened.values() for c in configurations(bundle, plan)]
+    wanted, nothing = _wanted(opened, plan)
     surroundings = environment().as_json()
     parts: dict[Configuration, list[Part]] = {c: [] for c in wanted}
     failures: dict[Configuration, Failure] = {}
@@ -72,7 +72,25 @@ def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Result
     macs = {name: count_macs(bundle) for name, bundle in opened.items()}
     peaks = {c: isolated_peak(c) for c in wanted if c not in failures}
     rows = [row for c in wanted if c not in failures for row in _rows(c, parts[c], macs[c.bundle], peaks[c])]
-    return Results(surroundings, tuple(rows), tuple(failures.values()))
+    extras = {**({"skipped": nothing} if nothing else {}), **({"in_process": True} if plan.in_process else {})}
+    return Results(surroundings, tuple(rows), tuple(failures.values()), extras)
+
+
+def _wanted(opened: Mapping[str, Bundle], plan: Plan) -> tuple[list[Configuration], list[dict[str, str]]]:
+    """The plan's configurations, and, of several bundles, those that have nothing for this machine. Raises BundleError when
+    none has."""
+    wanted: list[Configuration] = []
+    nothing: list[dict[str, str]] = []
+    for path, bundle in opened.items():
+        try:
+            wanted += configurations(bundle, plan)
+        except BundleError as error:
+            if len(opened) == 1:
+                raise
+            nothing.append({"bundle": path, "problem": str(error)})
+    if not wanted:
+        raise BundleError(f"none of {len(opened)} bundles has anything to measure here; the first: {nothing[0]['problem']}")
+    return wanted, nothing
 
 
 def configurations(bundle: Bundle, plan: Plan) -> list[Configuration]:
@@ -111,16 +129,16 @@ def _turns(rounds: int, wanted: Sequence[Configuration]) -> Iterator[tuple[int, 
 
 def _job(plan: Plan, configuration: Configuration, turn: int) -> Job:
     last = turn == plan.rounds - 1
-    warm = plan.scenarios[:1]
-    scenarios = plan.scenarios if last else warm
+    ordered = tuple(name for name in SCENARIOS if name in plan.scenarios)
+    scenarios = ordered if last else ordered[:1]  # the first one of every process is the warm latency
     return Job(configuration, plan.load, scenarios, turn == 0 and not plan.in_process, last, plan.photo)
 
 
 def _rows(configuration: Configuration, parts: Sequence[Part], macs: int | None, peak: float | None) -> list[Row]:
     """A row for every scenario; what does not depend on it stands in each."""
     full = parts[-1]
-    cached = [part.load_ms for part in parts[1:]] or [full.load_ms]
-    start = Start(parts[0].load_ms, median(cached), parts[0].first_ms)
+    cached = [part.load_ms for part in parts[1:]]
+    start = Start(parts[0].load_ms, median(cached) if cached else None, parts[0].first_ms)
     before, peak_mb = full.memory_mb["before"], full.memory_mb["peak"]
     memory = Memory(peak_mb, full.memory_mb["resident"], before, peak_mb - before)
     rows = []

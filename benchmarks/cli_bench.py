@@ -11,26 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import bundle_argument, common, emit, fraction, need_extra
+from fer_edge.console import Numbers, bundle_argument, common, emit, fraction, need_extra
 from fer_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from .bench import Plan
+    from .results import Scenario
 
 file_option = click.Path(dir_okay=False, writable=True, path_type=Path)
-
-
-class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
-    """Whole numbers above zero, separated by commas."""
-
-    name = "N,N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", value):
-            self.fail(f"{value!r} is not a number of threads, or several as 1,2,4", param, ctx)
-        return tuple(dict.fromkeys(int(v) for v in value.split(",")))
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]
@@ -160,6 +148,10 @@ def _together(other: Path | None, seconds: float | None, data: Path | None, csv:
         raise UsageError(f"{mode} gives a verdict and no table: --accuracy and --csv go with an ordinary run")
     if mode and (options["mlperf"] or options["scenarios"]):
         raise UsageError(f"{mode} has its own traffic: --mlperf and --scenario go with an ordinary run")
+    if mode and (options["photo"] or options["in_process"]):
+        raise UsageError(
+            f"{mode} times the engine alone, in processes of its own: --photo and --in-process have no say there"
+        )
     if options["mlperf"] and "camera" in options["scenarios"]:
         raise UsageError("the camera is no scenario of MLPerf's: measure it in a run without --mlperf")
 
@@ -170,7 +162,6 @@ def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan
 
     from . import loadgen
     from .bench import Plan, official
-    from .results import SCENARIOS
     from .traffic import Load
 
     if bundle is not None and all_bundles is not None:
@@ -181,8 +172,7 @@ def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan
         if not bundles:
             raise UsageError(f"{all_bundles} has no bundle in it: no folder with a manifest.json")
     seconds, mlperf = options.pop("seconds"), options.pop("mlperf")
-    asked = options.pop("scenarios") or ("single-stream", "offline")
-    scenarios = tuple(name for name in SCENARIOS if name in asked)
+    scenarios: tuple[Scenario, ...] = options.pop("scenarios") or ("single-stream", "offline")
     needing = "--mlperf" if mlperf else next((name for name in scenarios if name in ("multi-stream", "server")), None)
     if needing and not loadgen.installed():
         raise UsageError(
@@ -197,6 +187,7 @@ def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan
         bundles,
         load=load,
         devices=options.pop("devices") or (None,),
+        threads=tuple(dict.fromkeys(options.pop("threads"))),
         scenarios=scenarios,
         **options,
     )
@@ -233,6 +224,8 @@ def compare(a: Path, b: Path, tolerance: float, again: Path | None, as_json: boo
     from .tables import comparison_text
 
     before, after = read_results(a), read_results(b)
+    if before.extras.get("in_process") or after.extras.get("in_process"):
+        raise UsageError("a run with --in-process is for debugging: its figures are not compared")
     found = pair(before, after, read_results(again) if again else None)
     regressed = [c for c in found if c.regressed(tolerance)]
     gone, bad = lost(before, after), wrong(after)

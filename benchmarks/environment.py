@@ -21,21 +21,8 @@ from fer_edge import doctor
 from fer_edge import runtime as rt
 
 from . import sensors
+from .footprint import DISTRIBUTIONS
 from .sensors import number_of, text_of
-
-DISTRIBUTIONS = {
-    "openvino": ("openvino",),
-    "litert": ("ai-edge-litert", "tflite-runtime"),
-    "onnxruntime": (
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "onnxruntime-openvino",
-        "onnxruntime-directml",
-        "onnxruntime-qnn",
-    ),
-    "loadgen": ("mlcommons-loadgen",),
-}
-"""Runtime, or tool of the measurement -> the distributions that bring it."""
 
 ASK_JTOP = """\
 import json

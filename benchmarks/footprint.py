@@ -12,7 +12,14 @@ from pathlib import Path
 DISTRIBUTIONS = {
     "openvino": ("openvino",),
     "litert": ("ai-edge-litert", "tflite-runtime"),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn"),
+    "onnxruntime": (
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "onnxruntime-openvino",
+        "onnxruntime-directml",
+        "onnxruntime-qnn",
+    ),
+    "loadgen": ("mlcommons-loadgen",),
 }
 """Packages that an engine comes in; the first one installed counts."""
 

@@ -40,8 +40,8 @@ PHOTO_SIDE = 256
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does: ``cold`` forgets the files first; ``scenarios`` in this order, the first one of a
-    configuration's every process being the warm latency; ``full`` adds stages, memory and parity."""
+    """What one process does: ``cold`` forgets the files first; ``scenarios`` in this order (the server's own bound needs
+    single-stream before it); ``full`` adds stages, memory and parity."""
 
     configuration: Configuration
     load: Load
@@ -120,7 +120,7 @@ def run_job(job: Job, on_progress: Callable[[str], None] = lambda text: None) ->
         load = replace(job.load, expected_ms=expected)
         traffic: dict[str, Traffic] = {}
         energy: dict[str, float | None] = {}
-        for scenario in sorted(job.scenarios, key=lambda name: name != "single-stream"):  # the server's bound needs it
+        for scenario in job.scenarios:
             on_progress(scenario)
             traffic[scenario], energy[scenario] = _traffic(scenario, answer, opened, golden, load)
             if scenario == "single-stream" and load.latency_bound_ms is None:

@@ -56,7 +56,13 @@ def label(row: Row, results: Results) -> str:
     """A row's name in a plot."""
     bundle = f"{row.bundle_name} " if several_bundles(results) else ""
     c = row.configuration
-    return f"{bundle}{c.runtime} {row.precision_text} x{c.threads}"
+    device = (
+        f" {row.device}"
+        if len({(r.configuration.runtime, r.device) for r in results.rows})
+        > len({r.configuration.runtime for r in results.rows})
+        else ""
+    )
+    return f"{bundle}{c.runtime} {row.precision_text}{device} x{c.threads}"
 
 
 def color(row: Row) -> str:

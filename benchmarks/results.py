@@ -70,11 +70,12 @@ def latency(samples: Sequence[float] | NDArray[np.float64]) -> Latency:
 @dataclass(frozen=True)
 class Start:
     """How long the first answer takes. ``load_ms``: fer_edge.load in a fresh process after the kernel was asked to forget
-    the files of artefact and engine; ``cached_load_ms``: with them in memory; both contain the import of the engine and
-    the check of the artefact's hash. ``first_ms``: the first inference after the cold load."""
+    the files of artefact and engine; ``cached_load_ms``: with them in memory (None: there was one process only); both
+    contain the import of the engine and the check of the artefact's hash. ``first_ms``: the first inference after the
+    cold load."""
 
     load_ms: float
-    cached_load_ms: float
+    cached_load_ms: float | None
     first_ms: float
 
 
@@ -162,7 +163,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class Results:
-    """A whole run. ``extras``: parts that only some runs have (``interleaved``, ``sustained``, ``accuracy``)."""
+    """A whole run. ``extras``: parts that only some runs have (``interleaved``, ``sustained``, ``accuracy``;
+    ``skipped``: bundles with nothing for this machine; ``in_process``: true where no process was fresh)."""
 
     environment: Mapping[str, Any]
     rows: tuple[Row, ...]
@@ -236,7 +238,10 @@ def _row(row: Mapping[str, Any]) -> Row:
         for name in names:
             if not isinstance(row[name], kinds) or isinstance(row[name], bool):
                 raise ValueError(name)
-    start = Start(*(float(row[name]) for name in Start.__dataclass_fields__))
+    times_of_start = (row[name] for name in Start.__dataclass_fields__)
+    start = Start(*(None if value is None else float(value) for value in times_of_start))  # type: ignore[arg-type]
+    if start.load_ms is None or start.first_ms is None:
+        raise ValueError("load_ms or first_ms")
     memory = Memory(*(float(row[name]) for name in Memory.__dataclass_fields__))
     statistics = Latency(*(float(row["latency_ms"][name]) for name in Latency.__dataclass_fields__))
     taken |= {"latency_ms": statistics, "start": start, "memory": memory, "samples": samples}

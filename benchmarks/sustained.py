@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
+from fer_edge.errors import FerEdgeError
+
 from .results import Configuration
 from .sensors import frequencies, temperatures
 from .worker import Served
@@ -37,11 +39,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Median ms of every configuration before and after the work, in the order of ``before``."""
+    """Median ms of a configuration before and after the work; ``after_ms`` is None where it failed then: ``problem``."""
 
     configuration: str
     before_ms: float
-    after_ms: float
+    after_ms: float | None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,11 @@ def sustained(
 ) -> Sustained:
     """Rank the configurations, let the fastest work for ``seconds``, rank them again while the box is hot.
 
-    Raises FerEdgeError when one cannot be opened."""
+    Raises FerEdgeError when one cannot be opened at the start."""
     before = [_ranking(c) for c in configurations]
     fastest = configurations[min(range(len(before)), key=before.__getitem__)]
     points = _series(fastest, seconds, on_progress, root)
-    after = [_ranking(c) for c in configurations]
-    ranking = tuple(Ranked(c.name, b, a) for c, b, a in zip(configurations, before, after, strict=True))
+    ranking = tuple(_again(c, b) for c, b in zip(configurations, before, strict=True))
     slowdown = median(p.p50_ms for p in points[-FIRST:]) / _cool(points)
     return Sustained(fastest.name, seconds, tuple(points), throttled_after(points), slowdown, ranking)
 
@@ -96,6 +98,14 @@ def _ranking(configuration: Configuration) -> float:
         served.block(5)
         count = max(10, round(RANKING_SECONDS * 1e3 / median(served.block(5))))
         return median(served.block(count))
+
+
+def _again(configuration: Configuration, before: float) -> Ranked:
+    """When hot. What fails now does not take the series with it, which may have taken hours."""
+    try:
+        return Ranked(configuration.name, before, _ranking(configuration))
+    except FerEdgeError as error:
+        return Ranked(configuration.name, before, None, str(error))
 
 
 def _series(configuration: Configuration, seconds: float, on_progress: Callable[[float], None], root: Path) -> list[Point]:

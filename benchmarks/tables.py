@@ -113,6 +113,9 @@ def verdict_texts(results: Results) -> list[str]:
 def remarks(results: Results) -> list[str]:
     """What a reader must know before he believes the table."""
     notes = [f"{f.configuration.name} failed: {f.problem}" for f in results.failures]
+    notes += [f"left out: {entry['problem']}" for entry in results.extras.get("skipped", ())]
+    if results.extras.get("in_process"):
+        notes.append("measured in one process, for debugging: loads are not cold, and memory is not a model's own")
     seen: set[tuple[Any, ...]] = set()
     for row in results.rows:
         key = (row.configuration, row.parity.get("problem"))
@@ -254,8 +257,10 @@ def sustained_text(found: Mapping[str, Any]) -> str:
         f"at the end it took {found['slowdown']:.2f} times as long as at the start",
         f"rank  {'at the start':<50}  when hot",
     ]
-    starts, ends = (sorted(found["ranking"], key=lambda r, k=key: r[k]) for key in ("before_ms", "after_ms"))  # type: ignore[misc]
+    ranked = [r for r in found["ranking"] if r["after_ms"] is not None]
+    starts, ends = (sorted(ranked, key=lambda r, k=key: r[k]) for key in ("before_ms", "after_ms"))  # type: ignore[misc]
     for k, (cold, hot) in enumerate(zip(starts, ends, strict=True), 1):
         first = f"{cold['configuration']}: {number(cold['before_ms'])} ms"
         lines.append(f"{k:>4}  {first:<50}  {hot['configuration']}: {number(hot['after_ms'])} ms")
+    lines += [f"not ranked when hot, {r['configuration']}: {r['problem']}" for r in found["ranking"] if r.get("problem")]
     return "\n".join(lines)

@@ -89,11 +89,25 @@ def _int8(plain: Path, target: Path, calibration: NDArray[np.uint8], architectur
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_head(onnx.load(prepared)),
+            nodes_to_exclude=_kept_in_float(onnx.load(prepared)),
             extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
         )
     finally:
         prepared.unlink(missing_ok=True)
+
+
+def _kept_in_float(model: Any) -> list[str]:
+    """The head; and where tokens are merged, products of two activations: they choose and gather tokens, and 8 bits choose
+    others."""
+    nodes = model.graph.node
+    if not any(node.op_type == "TopK" for node in nodes):
+        return _head(model)
+    constant = {item.name for item in model.graph.initializer}
+    for node in nodes:  # in topological order
+        if all(name in constant for name in node.input if name):
+            constant.update(node.output)
+    products = (node for node in nodes if node.op_type == "MatMul" and not constant.intersection(node.input))
+    return [*_head(model), *(node.name for node in products)]
 
 
 def _head(model: Any) -> list[str]:

@@ -51,7 +51,7 @@ def _int8(model: Any, calibration: NDArray[np.uint8], architecture: str) -> Any:
         model_type=nncf.ModelType.TRANSFORMER if architecture == "vit" else None,
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(calibration),
-        ignored_scope=nncf.IgnoredScope(names=_head(model)),
+        ignored_scope=nncf.IgnoredScope(names=_kept_in_float(model)),
         # The default averages minima and maxima over the faces, and clips whatever a face in hard light exceeds them by.
         advanced_parameters=None if architecture == "vit" else _whole_range(),
     )
@@ -60,6 +60,24 @@ def _int8(model: Any, calibration: NDArray[np.uint8], architecture: str) -> Any:
 def _whole_range() -> Any:
     whole = RangeEstimatorParametersSet.MINMAX
     return nncf.AdvancedQuantizationParameters(activations_range_estimator_params=whole)
+
+
+def _kept_in_float(model: Any) -> list[str]:
+    """The head; and where tokens are merged, products of two activations: they choose and gather tokens, and 8 bits choose
+    others."""
+    ops = model.get_ordered_ops()
+    if not any(op.get_type_name() == "TopK" for op in ops):
+        return _head(model)
+    constant, products = set(), []
+    for op in ops:
+        inputs = [value.get_node().get_friendly_name() for value in op.input_values()]
+        known = [name in constant for name in inputs]
+        if op.get_type_name() == "Constant" or (inputs and all(known)):
+            constant.add(op.get_friendly_name())
+        elif op.get_type_name() == "MatMul" and not any(known):
+            products.append(op.get_friendly_name())
+    head = _head(model)
+    return [*head, *(name for name in products if name not in head)]
 
 
 def _head(model: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,19 @@ class Rooms(click.Group):
             rows.append((name, self.rooms[name][1] if local is None else local.get_short_help_str(120)))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """Whole numbers above zero with commas between; a number that comes twice counts twice."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", value):
+            self.fail(f"{value!r} is no whole number above zero, or several as 1,2,4", param, ctx)
+        return tuple(int(part) for part in value.split(","))
 
 
 def common(command: F) -> F:

@@ -4,10 +4,11 @@ that must neither invent a difference nor miss one."""
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fer_edge.benchmarks import loadgen, traffic
+from fer_edge.benchmarks import sustained as long
 from fer_edge.benchmarks.bench import Plan, bench, configurations, only
 from fer_edge.benchmarks.compare import compare, ratio_of_medians
 from fer_edge.benchmarks.footprint import engine_files, forget, memory_mb
@@ -25,7 +27,7 @@ from fer_edge.benchmarks.peak import peak_gmacs_per_s
 from fer_edge.benchmarks.random_clip import write_clip
 from fer_edge.benchmarks.results import SCENARIOS, Configuration, Failure, Results, latency, read_results
 from fer_edge.benchmarks.sustained import Point, throttled_after
-from fer_edge.benchmarks.tables import flat_csv, markdown
+from fer_edge.benchmarks.tables import flat_csv, markdown, sustained_text
 from fer_edge.benchmarks.traffic import Load
 from fer_edge.benchmarks.worker import Served, run_isolated
 from fer_edge.converters.convert import convert
@@ -449,6 +451,61 @@ def test_sustained_work_on_the_command_line() -> None:
     assert found["points"][-1]["at"] < 60
 
 
+def test_what_fails_when_hot_does_not_lose_the_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ranking(configuration: Configuration) -> float:
+        asked.append(configuration.name)
+        if len(asked) == 4:
+            raise fer_edge.EngineError("out of memory")
+        return {"null": 1.0, "openvino": 2.0}[configuration.runtime]
+
+    monkeypatch.setattr(long, "_ranking", ranking)
+    both = [Configuration(str(DEFAULT_BUNDLE), *pair, None, 1) for pair in (("null", "fp32"), ("openvino", "int8"))]
+    found = long.sustained(both, 0.1)
+    assert found.points
+    assert [(r.before_ms, r.after_ms, r.problem) for r in found.ranking] == [(1.0, 1.0, None), (2.0, None, "out of memory")]
+    text = sustained_text(asdict(found))
+    assert "not ranked when hot, openvino int8, 1 thread: out of memory" in text
+
+
+def test_one_process_has_no_cached_load_and_is_marked(tmp_path: Path) -> None:
+    """With one round nothing was loaded twice; figures of --in-process are not compared with anything."""
+    file = tmp_path / "run.json"
+    found = command("--runtime", "openvino", "--rounds", 1, "--seconds", 0.05, "--in-process", "-o", file)
+    assert found.exit_code == 0, found.output
+    assert "for debugging" in found.output
+    read = read_results(file)
+    assert {row.start.cached_load_ms for row in read.rows} == {None}
+    assert {row.scenario for row in read.rows} == {"single-stream", "offline"}
+    refused = command(file, file, what="compare")
+    assert refused.exit_code == 2
+    assert "--in-process is for debugging" in refused.output
+
+
+def test_a_bundle_with_nothing_for_this_machine_is_left_out(bundle: Path, tmp_path: Path) -> None:
+    """Of several; alone, or when none has anything, it is an error."""
+    poor = tmp_path / "poor"
+    shutil.copytree(bundle, poor)
+    manifest = open_bundle(poor).manifest
+    kept = tuple(a for a in manifest.artefacts if a.runtime == "litert")
+    for artefact in manifest.artefacts:
+        if artefact.runtime != "litert":
+            for file in artefact.files:
+                (poor / file.path).unlink()
+    write_manifest(poor, replace(manifest, artefacts=kept))
+    plan = Plan((poor, bundle), ("openvino",), threads=(1,), scenarios=("single-stream",), load=QUICK, rounds=1)
+    found = bench(plan)
+    assert [row.configuration.bundle for row in found.rows] == [str(bundle)]
+    assert [entry["bundle"] for entry in found.extras["skipped"]] == [str(poor)]
+    assert f"left out: {poor} has nothing to measure here" in markdown(found)
+    with pytest.raises(fer_edge.BundleError, match="nothing to measure here"):
+        bench(replace(plan, bundles=(poor,)))
+    shutil.copytree(poor, tmp_path / "poorer")
+    with pytest.raises(fer_edge.BundleError, match="none of 2 bundles"):
+        bench(replace(plan, bundles=(poor, tmp_path / "poorer")))
+
+
 def test_throttling_is_told_from_a_hiccup() -> None:
     def points(*ms: float) -> list[Point]:
         return [Point(float(i), v, v, None, None) for i, v in enumerate(ms)]
@@ -533,6 +590,8 @@ def test_configurations_of_a_plan() -> None:
         (("--sustained", "2s", "--interleave", sys.executable), "two different runs"),
         (("--sustained", "2s", "--accuracy", "."), "--accuracy and --csv go with"),
         (("--interleave", sys.executable, "--scenario", "server"), "its own traffic"),
+        (("--sustained", "2s", "--in-process"), "have no say there"),
+        (("--interleave", sys.executable, "--photo", __file__), "have no say there"),
         (("--mlperf", "--scenario", "camera"), "without --mlperf"),
         (("--runtime", "null", "--runtime", "litert"), "measure it alone"),
         (("--runtime", "onnx"), "no runtime 'onnx'"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Rooms, common, emit, fraction, need_extra, say
+from fer_edge.console import Numbers, Rooms, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
 
 from ..cli import hushed
@@ -66,20 +66,6 @@ def sentences(text_encoder: str, source_name: str, output: Path | None, as_json:
         table = write_sentences(replace(sentence_encoder(text_encoder), source=source_name), target)
     result = {"file": str(target), "sentences": len(table.texts), "sha256": table.text.sha256}
     emit(result) if as_json else say(f"{len(table.texts)} sentences written to {target}")
-
-
-class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
-    """Positive integers with commas between."""
-
-    name = "n,n,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = value.split(",")
-        if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is not a list of positive numbers such as 16,32,96,192", param, ctx)
-        return tuple(int(part) for part in parts)
 
 
 @student.command()
