@@ -51,7 +51,7 @@ def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Result
 
     Raises BundleError for what is no bundle, or when nothing in it fits the plan."""
     opened = {str(path): open_bundle(path) for path in plan.bundles}
-    wanted, nothing = _wanted(opened, plan)
+    wanted, nothing = wanted_of(opened, plan)
     surroundings = environment().as_json()
     parts: dict[Configuration, list[Part]] = {c: [] for c in wanted}
     failures: dict[Configuration, Failure] = {}
@@ -76,7 +76,7 @@ def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Result
     return Results(surroundings, tuple(rows), tuple(failures.values()), extras)
 
 
-def _wanted(opened: Mapping[str, Bundle], plan: Plan) -> tuple[list[Configuration], list[dict[str, str]]]:
+def wanted_of(opened: Mapping[str, Bundle], plan: Plan) -> tuple[list[Configuration], list[dict[str, str]]]:
     """The plan's configurations, and, of several bundles, those that have nothing for this machine. Raises BundleError when
     none has."""
     wanted: list[Configuration] = []

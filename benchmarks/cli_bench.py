@@ -106,8 +106,8 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     """Speed, memory, energy and right answers of every engine, precision and thread count on this box.
 
-    Each configuration runs in fresh processes of its own. Exit status 1 when a configuration failed or
-    gives wrong answers.
+    Each configuration runs in fresh processes of its own. Exit status 1 when a configuration failed, stopped
+    early or gives wrong answers.
     """
     need_extra("sklearn", "rich", "matplotlib", extra="bench")
     from .modes import accuracy, check_faces, in_turns, ordinary, sustained, wrong
@@ -135,7 +135,8 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     else:
         bench_text(results, sys.stdout)
     write_all(results, **outputs)
-    if results.failures or wrong(results):
+    unfinished = results.extras.get("accuracy", {}).get("failed") or results.extras.get("sustained", {}).get("stopped")
+    if results.failures or wrong(results) or unfinished:
         sys.exit(1)
 
 
@@ -224,9 +225,10 @@ def compare(a: Path, b: Path, tolerance: float, again: Path | None, as_json: boo
     from .tables import comparison_text
 
     before, after = read_results(a), read_results(b)
-    if before.extras.get("in_process") or after.extras.get("in_process"):
+    second = read_results(again) if again else None
+    if any(run is not None and run.extras.get("in_process") for run in (before, after, second)):
         raise UsageError("a run with --in-process is for debugging: its figures are not compared")
-    found = pair(before, after, read_results(again) if again else None)
+    found = pair(before, after, second)
     regressed = [c for c in found if c.regressed(tolerance)]
     gone, bad = lost(before, after), wrong(after)
     if as_json:

@@ -11,12 +11,12 @@ from typing import Any
 from fer_edge.bundle import label_set, open_bundle
 from fer_edge.classifier import load
 from fer_edge.console import Fraction
-from fer_edge.errors import LabelError, UsageError
+from fer_edge.errors import FerEdgeError, LabelError, UsageError
 from fer_edge.labelled import LabelledFaces, label_of, read_faces
 from fer_edge.manifest import MANIFEST
 
 from . import sustained as long
-from .bench import Plan, bench, configurations, only
+from .bench import Plan, bench, only, wanted_of
 from .environment import environment
 from .interleave import interleave
 from .results import Configuration, Results
@@ -52,10 +52,10 @@ def in_turns(plan: Plan, other: Path, progress: Fraction) -> Results:
 
 def sustained(plan: Plan, seconds: float, progress: Fraction) -> Results:
     """The fastest of the plan's configurations at work for ``seconds``, all of them ranked before and after."""
-    wanted = [c for path in plan.bundles for c in configurations(open_bundle(path), plan)]
+    wanted, nothing = wanted_of({str(path): open_bundle(path) for path in plan.bundles}, plan)
     surroundings = environment().as_json()
     found = long.sustained(wanted, seconds, lambda done: progress(done, "sustained work"))
-    return Results(surroundings, (), (), {"sustained": asdict(found)})
+    return Results(surroundings, (), (), {"sustained": asdict(found), **({"skipped": nothing} if nothing else {})})
 
 
 def wrong(results: Results) -> list[str]:
@@ -82,20 +82,26 @@ def check_faces(plan: Plan, data: Sequence[Any]) -> LabelledFaces:
 
 
 def accuracy(results: Results, faces: LabelledFaces, name: str, progress: Fraction) -> Results:
-    """The results with ``accuracy``: n, WAR and UAR with intervals of every configuration, threads aside."""
+    """The results with ``accuracy``: n, WAR and UAR with intervals of every configuration, threads aside. One that fails
+    here has a ``problem`` instead; what was measured before stays."""
     from .evaluate import evaluate
 
     distinct: dict[tuple[Any, ...], Configuration] = {}
     for row in results.rows:
         c = row.configuration
         distinct.setdefault((c.bundle, c.runtime, c.precision, c.device, c.execution_precision), c)
-    found = []
+    found: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
     for i, c in enumerate(distinct.values()):
         progress(i / len(distinct), f"accuracy: {c.name}")
         asked = {"device": c.device, "execution_precision": c.execution_precision}
         precision = None if c.runtime == "null" else c.precision
-        with load(c.bundle, runtime=c.runtime, precision=precision, threads=c.threads, **asked) as clf:
-            result = evaluate(clf, faces)
+        try:
+            with load(c.bundle, runtime=c.runtime, precision=precision, threads=c.threads, **asked) as clf:
+                result = evaluate(clf, faces)
+        except FerEdgeError as error:
+            failed.append({**asdict(c), "problem": str(error)})
+            continue
         named = {**asdict(c), "n": result.n, "war": result.war, "uar": result.uar}
         found.append({**named, "war_interval": list(result.intervals.war), "uar_interval": list(result.intervals.uar)})
-    return replace(results, extras={**results.extras, "accuracy": {"data": name, "of": found}})
+    return replace(results, extras={**results.extras, "accuracy": {"data": name, "of": found, "failed": failed}})

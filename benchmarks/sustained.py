@@ -50,7 +50,8 @@ class Ranked:
 @dataclass(frozen=True)
 class Sustained:
     """``points`` of the one configuration that worked all the time; ``throttled_after_s``: when its latency rose for good,
-    None: it did not; ``slowdown``: the median of the last points over that of the first; ``ranking``: all configurations."""
+    None: it did not; ``slowdown``: the median of the last points over that of the first; ``ranking``: all configurations;
+    ``stopped``: why the work ended early, None: it did not."""
 
     configuration: str
     seconds: float
@@ -58,6 +59,7 @@ class Sustained:
     throttled_after_s: float | None
     slowdown: float
     ranking: tuple[Ranked, ...]
+    stopped: str | None = None
 
 
 def sustained(
@@ -71,10 +73,10 @@ def sustained(
     Raises FerEdgeError when one cannot be opened at the start."""
     before = [_ranking(c) for c in configurations]
     fastest = configurations[min(range(len(before)), key=before.__getitem__)]
-    points = _series(fastest, seconds, on_progress, root)
+    points, stopped = _series(fastest, seconds, on_progress, root)
     ranking = tuple(_again(c, b) for c, b in zip(configurations, before, strict=True))
     slowdown = median(p.p50_ms for p in points[-FIRST:]) / _cool(points)
-    return Sustained(fastest.name, seconds, tuple(points), throttled_after(points), slowdown, ranking)
+    return Sustained(fastest.name, seconds, tuple(points), throttled_after(points), slowdown, ranking, stopped)
 
 
 def throttled_after(points: Sequence[Point]) -> float | None:
@@ -108,15 +110,24 @@ def _again(configuration: Configuration, before: float) -> Ranked:
         return Ranked(configuration.name, before, None, str(error))
 
 
-def _series(configuration: Configuration, seconds: float, on_progress: Callable[[float], None], root: Path) -> list[Point]:
+def _series(
+    configuration: Configuration, seconds: float, on_progress: Callable[[float], None], root: Path
+) -> tuple[list[Point], str | None]:
+    """Points, and why they end early: an engine that fails after an hour must not lose the hour. Raises FerEdgeError when it
+    fails before the first."""
     points: list[Point] = []
     with closing(Served(configuration)) as served:
         typical = median(served.block(10))
         began = time.monotonic()
         while (at := time.monotonic() - began) < seconds or not points:
-            block = sorted(served.block(max(3, round(POINT_SECONDS * 1e3 / typical))))
+            try:
+                block = sorted(served.block(max(3, round(POINT_SECONDS * 1e3 / typical))))
+            except FerEdgeError as error:
+                if not points:
+                    raise
+                return points, f"after {at:.0f} s: {error}"
             mhz, celsius = frequencies(root), temperatures(root).values()
             hottest = max(celsius) if celsius else None
             points.append(Point(at, median(block), block[int(0.9 * (len(block) - 1))], fmean(mhz) if mhz else None, hottest))
             on_progress(min(1.0, at / seconds))
-    return points
+    return points, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -100,6 +101,10 @@ def accuracy_lines(results: Results) -> list[str]:
         name = f"{Path(entry['bundle']).name}, {entry['runtime']} {entry['precision']}"
         lines.append(
             f"{name}: WAR {entry['war']:.1%} ({low:.1%} to {high:.1%}), UAR {entry['uar']:.1%} on {entry['n']} faces"
+        )
+    for entry in results.extras.get("accuracy", {}).get("failed", ()):
+        lines.append(
+            f"{Path(entry['bundle']).name}, {entry['runtime']} {entry['precision']}: no accuracy, {entry['problem']}"
         )
     return lines
 
@@ -257,10 +262,13 @@ def sustained_text(found: Mapping[str, Any]) -> str:
         f"at the end it took {found['slowdown']:.2f} times as long as at the start",
         f"rank  {'at the start':<50}  when hot",
     ]
-    ranked = [r for r in found["ranking"] if r["after_ms"] is not None]
-    starts, ends = (sorted(ranked, key=lambda r, k=key: r[k]) for key in ("before_ms", "after_ms"))  # type: ignore[misc]
-    for k, (cold, hot) in enumerate(zip(starts, ends, strict=True), 1):
+    if found.get("stopped"):
+        lines.insert(1, f"IT STOPPED {found['stopped']}")
+    starts = sorted(found["ranking"], key=lambda r: float(r["before_ms"]))
+    ends = sorted((r for r in found["ranking"] if r["after_ms"] is not None), key=lambda r: float(r["after_ms"]))
+    for k, (cold, hot) in enumerate(zip_longest(starts, ends), 1):
         first = f"{cold['configuration']}: {number(cold['before_ms'])} ms"
-        lines.append(f"{k:>4}  {first:<50}  {hot['configuration']}: {number(hot['after_ms'])} ms")
+        last = "-" if hot is None else f"{hot['configuration']}: {number(hot['after_ms'])} ms"
+        lines.append(f"{k:>4}  {first:<50}  {last}")
     lines += [f"not ranked when hot, {r['configuration']}: {r['problem']}" for r in found["ranking"] if r.get("problem")]
     return "\n".join(lines)

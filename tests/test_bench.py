@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from fer_edge.benchmarks import loadgen, traffic
+from fer_edge.benchmarks import loadgen, modes, traffic
 from fer_edge.benchmarks import sustained as long
 from fer_edge.benchmarks.bench import Plan, bench, configurations, only
 from fer_edge.benchmarks.compare import compare, ratio_of_medians
@@ -39,6 +39,7 @@ from fer_edge.arrays import read_npz, write_npz
 from fer_edge.bundle import Bundle, open_bundle, path_ref, write_manifest
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.cli import cli
+from fer_edge.labelled import read_faces
 
 RUNTIMES = ("openvino", "litert", "onnxruntime")
 QUICK = Load(0.05, 1.0)
@@ -451,22 +452,66 @@ def test_sustained_work_on_the_command_line() -> None:
     assert found["points"][-1]["at"] < 60
 
 
-def test_what_fails_when_hot_does_not_lose_the_series(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_what_fails_late_does_not_lose_the_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine dies in the third second, and the fastest cannot be ranked again."""
+    blocks: list[int] = []
 
-    def ranking(configuration: Configuration) -> float:
-        asked.append(configuration.name)
-        if len(asked) == 4:
-            raise fer_edge.EngineError("out of memory")
-        return {"null": 1.0, "openvino": 2.0}[configuration.runtime]
+    class Dying:
+        def __init__(self, configuration: Configuration) -> None:
+            self.runtime = configuration.runtime
 
-    monkeypatch.setattr(long, "_ranking", ranking)
-    both = [Configuration(str(DEFAULT_BUNDLE), *pair, None, 1) for pair in (("null", "fp32"), ("openvino", "int8"))]
-    found = long.sustained(both, 0.1)
-    assert found.points
-    assert [(r.before_ms, r.after_ms, r.problem) for r in found.ranking] == [(1.0, 1.0, None), (2.0, None, "out of memory")]
-    text = sustained_text(asdict(found))
-    assert "not ranked when hot, openvino int8, 1 thread: out of memory" in text
+        def block(self, count: int) -> list[float]:
+            blocks.append(count)
+            if len(blocks) > 10 and self.runtime == "null":
+                raise fer_edge.EngineError("out of memory")
+            return [1.0 if self.runtime == "null" else 2.0] * count
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(long, "Served", Dying)
+    pairs = (("null", "fp32"), ("openvino", "int8"), ("litert", "int8"))
+    found = long.sustained([Configuration(str(DEFAULT_BUNDLE), *pair, None, 1) for pair in pairs], 60.0)
+    assert len(found.points) == 1
+    assert found.stopped is not None
+    assert "out of memory" in found.stopped
+    assert [(r.before_ms, r.after_ms, r.problem) for r in found.ranking] == [
+        (1.0, None, "out of memory"),
+        (2.0, 2.0, None),
+        (2.0, 2.0, None),
+    ]
+    lines = sustained_text(asdict(found)).splitlines()
+    assert "IT STOPPED after" in lines[1]
+    assert lines[3].split() == [
+        "1",
+        "null",
+        "fp32,",
+        "1",
+        "thread:",
+        "1",
+        "ms",
+        "openvino",
+        "int8,",
+        "1",
+        "thread:",
+        "2",
+        "ms",
+    ]
+    assert lines[-1] == "not ranked when hot, null fp32, 1 thread: out of memory"
+
+
+def test_accuracy_that_fails_does_not_lose_the_run(run: Results, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: Any, runtime: str, **options: Any) -> Any:
+        if runtime == "litert":
+            raise fer_edge.EngineError("the delegate is gone")
+        return fer_edge.load(*arguments, runtime=runtime, **options)
+
+    monkeypatch.setattr(modes, "load", load)
+    faces = read_faces(data / "fer2013" / "public_test.npz", "ferplus_majority_labelcsv", "ferplus_class_names")
+    few = replace(faces, images=faces.images[:8], classes=faces.classes[:8])
+    found = modes.accuracy(run, few, "few", lambda done, text="": None)
+    assert {entry["runtime"] for entry in found.extras["accuracy"]["of"]} == {"openvino", "onnxruntime"}
+    assert "litert int8: no accuracy, the delegate is gone" in markdown(found)
 
 
 def test_one_process_has_no_cached_load_and_is_marked(tmp_path: Path) -> None:

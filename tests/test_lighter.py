@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
 from click.testing import CliRunner
@@ -131,6 +132,25 @@ def test_eight_bits_choose_the_same_tokens(data: Path, tmp_path: Path) -> None:
     plan = Plan(runtimes=("onnxruntime",), calibration=faces, calibration_count=64, lighter=Lighter(None, 6))
     (artefact,) = convert(str(tmp_path / "clip"), tmp_path / "b", plan).manifest.artefacts
     assert artefact.parity["centred_cosine"] > 0.95
+
+
+def test_openvino_chooses_in_float_too(clip: Path, tmp_path: Path) -> None:
+    """No product of two activations has a quantized input; those with weights have."""
+    plan = Plan(runtimes=("openvino",), lighter=Lighter(None, 2), allow_drift=True)
+    convert(str(clip), tmp_path / "b", plan)
+    ops = ov.Core().read_model(tmp_path / "b" / "openvino-int8.xml").get_ordered_ops()
+    quantized: dict[bool, set[bool]] = {True: set(), False: set()}
+    for op in (op for op in ops if op.get_type_name() == "MatMul"):
+        inputs = [value.get_node().get_type_name() for value in op.input_values()]
+        weights = any(_from_constants(value.get_node()) for value in op.input_values())
+        quantized[weights].add("FakeQuantize" in inputs)
+    assert quantized[False] == {False}
+    assert True in quantized[True]
+
+
+def _from_constants(op: Any) -> bool:
+    inputs = [value.get_node() for value in op.input_values()]
+    return op.get_type_name() == "Constant" or (bool(inputs) and all(map(_from_constants, inputs)))
 
 
 def test_the_card_says_what_it_costs(clip: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from fer_edge.console import emit, say
-from fer_edge.image import load_picture, to_input
+from fer_edge.errors import UsageError
+from fer_edge.image import IMAGE_SUFFIXES, load_picture, to_input
 
 from .transfer.cache import CachePlan, Row, Shard, Side, shard_file, write_shard
 from .transfer.fit import METHODS, FitRecipe, fit
@@ -92,7 +93,8 @@ def face_cost(photos: Path, batch: int, device: str, dtype: str, times: int) -> 
     Towers are run with one layer and with three: a layer costs half the difference, and the whole is that times the layers
     of the real model. So neither 12 billion weights nor their memory are needed. PHOTOS: some to decode."""
     kind = torch.float32 if dtype == "float32" else torch.bfloat16
-    seconds: dict[str, float] = {"decode_and_resize": _decoding(photos)}
+    decoding, size = _decoding(photos)
+    seconds: dict[str, float] = {"decode_and_resize": decoding}
     with torch.inference_mode():
         for name, tower in _towers(batch, device, kind).items():
             took = [_median(tower.build(depth), times, device) for depth in (SHALLOW, DEEPER)]
@@ -102,7 +104,7 @@ def face_cost(photos: Path, batch: int, device: str, dtype: str, times: int) -> 
     per_face, shard_seconds = _shard_cost()
     seconds["write_shard"] = shard_seconds
     found = {name: round(value, 6) for name, value in seconds.items()}
-    setting = {"batch": batch, "device": device, "dtype": dtype, "threads": torch.get_num_threads()}
+    setting = {"photo": list(size), "batch": batch, "device": device, "dtype": dtype, "threads": torch.get_num_threads()}
     emit(
         {
             "figure": "face-cost",
@@ -126,15 +128,21 @@ def _median(run: Callable[[], object], times: int, device: str) -> float:
     return statistics.median(took)
 
 
-def _decoding(photos: Path, most: int = 200) -> float:
-    """Seconds to read a file, decode it and make both models' inputs of it."""
-    files = sorted(p for p in photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))[:most]
+def _decoding(photos: Path, most: int = 200) -> tuple[float, tuple[int, int]]:
+    """(seconds to read a file, decode it and make both models' inputs of it; median width and height)."""
+    files = sorted(p for p in photos.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)[:most]
+    if not files:
+        raise UsageError(f"{photos} holds no images to decode ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    sizes = []
     began = time.perf_counter()
     for file in files:
         picture = load_picture(file)
+        sizes.append(picture.size)
         for _ in ("CLIP", "BLIP-2"):
             to_input(picture, (224, 224), "rgb")
-    return (time.perf_counter() - began) / max(1, len(files))
+    seconds = (time.perf_counter() - began) / len(files)
+    width, height = (int(statistics.median(side)) for side in zip(*sizes, strict=True))
+    return seconds, (width, height)
 
 
 def _shard_cost(faces: int = 512) -> tuple[int, float]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fer_edge.errors import ConversionError
+from fer_edge.runtime import one_line
 
 SCHEMA = 1
 FORMAT = "fer-edge-transfer"
@@ -94,6 +97,18 @@ class Shard:
     left_out: tuple[LeftOut, ...]
     image: NDArray[np.float32]
     llm: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Which faces a cache holds. ``repeated``: faces whose bytes were there already; they are not among the ``rows``;
+    ``kept``: of each shard, the places of its rows that are."""
+
+    plan: CachePlan
+    rows: tuple[Row, ...]
+    left_out: tuple[LeftOut, ...]
+    repeated: tuple[Row, ...]
+    kept: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -184,15 +199,19 @@ def write_shard(cache: Path, plan: CachePlan, shard: int, found: Shard) -> None:
         "left_out": [asdict(row) for row in found.left_out],
     }
     file = shard_file(cache, shard)
-    partial = file.with_name(file.name + ".partial")
-    save_file(tensors, partial, metadata={FORMAT: json.dumps(header)})
-    partial.replace(file)
+    # Of this process alone: on a cluster, one that was given up may still be writing.
+    partial = file.with_name(f"{file.name}.{platform.node()}-{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata={FORMAT: json.dumps(header)})
+        partial.replace(file)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        partial.unlink(missing_ok=True)
+        raise ConversionError(f"{file} cannot be written ({one_line(error)})") from error
 
 
 def shard_rows(cache: Path, shard: int) -> list[Row]:
     """The faces in a shard that is there."""
-    with safe_open(shard_file(cache, shard), framework="pt") as opened:
-        return [Row(**row) for row in json.loads(opened.metadata()[FORMAT])["rows"]]
+    return [Row(**row) for row in _header(cache, shard)["rows"]]
 
 
 def missing_shards(cache: Path, plan: CachePlan, shards: Sequence[int] | None = None) -> list[int]:
@@ -214,8 +233,9 @@ def _complete(file: Path, plan: CachePlan, shard: int) -> bool:
         return False
 
 
-def read_pairs(cache: Path) -> Pairs:
-    """The whole cache. Raises ConversionError when shards are missing or damaged, or no face is left."""
+def read_contents(cache: Path) -> Contents:
+    """Which faces are in the cache, without their features. Raises ConversionError when shards are missing or damaged, or no
+    face is left."""
     plan = read_plan(cache)
     missing = missing_shards(cache, plan)
     if missing:
@@ -226,37 +246,57 @@ def read_pairs(cache: Path) -> Pairs:
     rows: list[Row] = []
     left_out: list[LeftOut] = []
     repeated: list[Row] = []
+    kept: list[tuple[int, ...]] = []
     seen: set[str] = set()
-    kind, total = torch.float16 if plan.half else torch.float32, len(plan.faces)
-    # Room for every face, filled as the shards come: putting them together at the end would need all of it twice.
-    image, llm = (torch.empty(total, side.dim, dtype=kind) for side in (plan.image, plan.llm))
     for k in range(plan.shards):
-        with safe_open(shard_file(cache, k), framework="pt") as opened:
-            header = json.loads(opened.metadata()[FORMAT])
-            fresh = []
-            for i, row in enumerate(Row(**entry) for entry in header["rows"]):
-                (repeated if row.sha256 in seen else rows).append(row)
-                if row.sha256 not in seen:
-                    fresh.append(i)
-                seen.add(row.sha256)
-            left_out += [LeftOut(**row) for row in header["left_out"]]
-            place = slice(len(rows) - len(fresh), len(rows))
-            image[place], llm[place] = opened.get_tensor("image")[fresh], opened.get_tensor("llm")[fresh]
+        header = _header(cache, k)
+        fresh = []
+        for i, row in enumerate(Row(**entry) for entry in header["rows"]):
+            if row.sha256 in seen:
+                repeated.append(row)
+            else:
+                rows.append(row)
+                fresh.append(i)
+            seen.add(row.sha256)
+        kept.append(tuple(fresh))
+        left_out += [LeftOut(**row) for row in header["left_out"]]
     if not rows:
         why = f", the first because {left_out[0].problem}" if left_out else ""
         raise ConversionError(f"{cache} holds no face: all {len(left_out)} were left out{why}")
-    return Pairs(plan, tuple(rows), tuple(left_out), tuple(repeated), image[: len(rows)], llm[: len(rows)])
+    return Contents(plan, tuple(rows), tuple(left_out), tuple(repeated), tuple(kept))
+
+
+def read_pairs(cache: Path) -> Pairs:
+    """The whole cache. Raises ConversionError as :func:`read_contents`."""
+    found = read_contents(cache)
+    plan, total = found.plan, len(found.rows)
+    kind = torch.float16 if plan.half else torch.float32
+    # Room for every face, filled as the shards come: putting them together at the end would need all of it twice.
+    image, llm = (torch.empty(total, side.dim, dtype=kind) for side in (plan.image, plan.llm))
+    start = 0
+    for k, fresh in enumerate(found.kept):
+        place, start = slice(start, start + len(fresh)), start + len(fresh)
+        with safe_open(shard_file(cache, k), framework="pt") as opened:
+            image[place], llm[place] = (opened.get_tensor(name)[list(fresh)] for name in ("image", "llm"))
+    return Pairs(plan, found.rows, found.left_out, found.repeated, image, llm)
+
+
+def _header(cache: Path, shard: int) -> Mapping[str, Any]:
+    with safe_open(shard_file(cache, shard), framework="pt") as opened:
+        header: Mapping[str, Any] = json.loads(opened.metadata()[FORMAT])
+    return header
 
 
 def write_index(cache: Path) -> None:
-    """index.jsonl, from the shards' own headers."""
+    """index.jsonl, from the shards' own headers; what killed writers left is cleared away."""
+    for left in (cache / SHARDS).glob("*.partial"):
+        left.unlink(missing_ok=True)
     _replace(cache / INDEX, "".join(json.dumps(line) + "\n" for line in _lines(cache, read_plan(cache))))
 
 
 def _lines(cache: Path, plan: CachePlan) -> Iterator[dict[str, Any]]:
     for k in range(plan.shards):
-        with safe_open(shard_file(cache, k), framework="pt") as opened:
-            header = json.loads(opened.metadata()[FORMAT])
+        header = _header(cache, k)
         yield from ({"shard": k, "row": i, **row} for i, row in enumerate(header["rows"]))
         yield from ({"shard": k, "row": None, **row} for row in header["left_out"])
 

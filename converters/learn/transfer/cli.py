@@ -14,6 +14,7 @@ import click
 
 from fer_edge.console import Rooms, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
+from fer_edge.runtime import usable_processors
 
 from ...cli import hushed
 
@@ -51,7 +52,7 @@ def transfer() -> None:
     "--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Faces at once, halved when too many."
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where torch sees one.")
-@click.option("--threads", type=click.IntRange(min=1), help="Processors, of each worker. Default: torch's own; on Ray 4.")
+@click.option("--threads", type=click.IntRange(min=1), help="Processors, of each worker. Default: all; on Ray at most 4.")
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -61,6 +62,12 @@ def transfer() -> None:
 )
 @click.option("--address", help="Of the Ray cluster; auto: the one of this machine. Default: start one here.")
 @click.option("--workers", type=click.IntRange(min=1), help="On Ray, each with both models. Default: as many as fit.")
+@click.option(
+    "--worker-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    help="On Ray: what a worker needs, so that no machine gets too many. Default: not counted.",
+)
 @common
 def features(
     faces: Path,
@@ -71,6 +78,7 @@ def features(
     engine: str,
     address: str | None,
     workers: int | None,
+    worker_memory: float | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -79,14 +87,14 @@ def features(
     Can be interrupted at any time; the same command goes on. Faces that cannot be read are left out and listed.
     """
     need_extra("torch", "transformers", "safetensors", "rich", extra="convert")
-    if engine == "local" and (address is not None or workers is not None):
-        raise UsageError("--address and --workers are for --engine ray")
+    if engine == "local" and any(v is not None for v in (address, workers, worker_memory)):
+        raise UsageError("--address, --workers and --worker-memory are for --engine ray")
     if engine == "ray":
         need_extra("ray", extra="ray")
     import torch
 
     with hushed():
-        from .cache import read_pairs
+        from .cache import read_contents
         from .features import Faces, compute, new_faces, plan_cache
         from .sources import Wanted, open_sources
 
@@ -96,7 +104,8 @@ def features(
         if engine == "ray":
             from .on_ray import Cluster, compute_on_ray
 
-            cluster = Cluster(address, workers, threads or 4)
+            most = usable_processors() if address is None else 4
+            cluster = Cluster(address, workers, threads or min(4, most), worker_memory)
             compute_on_ray(faces, output, wanted, (shard, not whole), cluster, _shown(progress))
         else:
             if threads:
@@ -105,13 +114,13 @@ def features(
                 image, llm = open_sources(wanted)
             plan = plan_cache(known, image, llm, shard, half=not whole)
             compute(known, output, plan, image[0], llm, _shown(progress))
-    found, fresh = read_pairs(output), new_faces(known, output)
+    found, fresh = read_contents(output), new_faces(known, output)
     for row in found.left_out:
         say(f"Left out: {row.problem}")
     if fresh:
         say(f"Note: {fresh} faces have come since this cache was begun; they are not in it. Begin another with -o")
     counts = {"faces": len(found.rows), "left_out": len(found.left_out), "repeated": len(found.repeated), "new": fresh}
-    shapes = {"image_dim": found.image.shape[1], "llm_dim": found.llm.shape[1]}
+    shapes = {"image_dim": found.plan.image.dim, "llm_dim": found.plan.llm.dim}
     if as_json:
         emit({"cache": str(output), **counts, **shapes, "left_out_faces": [asdict(row) for row in found.left_out]})
     else:

@@ -96,14 +96,21 @@ class Sides:
         return x, (t if matrix is None else t @ matrix.T) - shift
 
 
-def fit(image: Tensor, llm: Tensor, recipe: FitRecipe, on_epoch: Callable[[FitEpoch], None] = lambda e: None) -> Fitted:
-    """Fit W to pairs of features (N, D) and (N, P), half or float, on the device that they are on.
+def fit(
+    image: Tensor,
+    llm: Tensor,
+    recipe: FitRecipe,
+    on_epoch: Callable[[FitEpoch], None] = lambda e: None,
+    rows: Tensor | None = None,
+) -> Fitted:
+    """Fit W to pairs of features (N, D) and (N, P), half or float, on the device that they are on; ``rows``: to these alone.
 
     Raises UsageError when there are fewer faces than one batch, ConversionError for NaN or Inf."""
-    _check(image, llm, recipe)
+    rows = torch.arange(len(image)) if rows is None else rows
+    _check(image, llm, recipe, len(rows))
     generator = torch.Generator().manual_seed(recipe.seed)
-    order = torch.randperm(len(image), generator=generator)
-    count = round(recipe.held_out * len(image))
+    order = rows[torch.randperm(len(rows), generator=generator)]
+    count = round(recipe.held_out * len(rows))
     held, kept = order[:count], order[count:]
     if recipe.method in ("infonce", "warm") and len(kept) < recipe.batch:
         raise UsageError(
@@ -116,19 +123,17 @@ def fit(image: Tensor, llm: Tensor, recipe: FitRecipe, on_epoch: Callable[[FitEp
     return _descend(sides, start, (kept, held), recipe, generator, on_epoch)
 
 
-def _check(image: Tensor, llm: Tensor, recipe: FitRecipe) -> None:
+def _check(image: Tensor, llm: Tensor, recipe: FitRecipe, faces: int) -> None:
     if image.ndim != 2 or llm.ndim != 2 or len(image) != len(llm):
         raise UsageError(f"pairs of features are needed, (N, D) and (N, P); got {tuple(image.shape)} and {tuple(llm.shape)}")
     if not 0 <= recipe.held_out < 1:
         raise UsageError(f"the held-out share must be at least 0 and below 1, not {recipe.held_out}")
     if recipe.patience is not None and recipe.held_out == 0:
         raise UsageError("stopping early needs held-out faces: give --held-out too")
-    if recipe.patience is not None and round(recipe.held_out * len(image)) < 2:
-        raise UsageError(
-            f"of {len(image)} faces {recipe.held_out:g} are fewer than two to hold out: give a larger --held-out"
-        )
-    if len(image) < 3:
-        raise UsageError(f"{len(image)} faces are too few to learn from")
+    if recipe.patience is not None and round(recipe.held_out * faces) < 2:
+        raise UsageError(f"of {faces} faces {recipe.held_out:g} are fewer than two to hold out: give a larger --held-out")
+    if faces < 3:
+        raise UsageError(f"{faces} faces are too few to learn from")
     for name, side in (("image", image), ("LLM", llm)):
         if not all(bool(torch.isfinite(part).all()) for part in torch.split(side, BLOCK)):
             raise ConversionError(f"the {name} features hold NaN or Inf")

@@ -128,7 +128,7 @@ def pilot(pairs: Pairs, asked: Asked, recipe: FitRecipe, on_step: Callable[[floa
         on_step(0.3 + 0.6 * i / len(counts), f"learning from {many} faces")
         # As many steps at every point: the curve is about faces, not about steps.
         as_long = replace(recipe, epochs=round(recipe.epochs * len(rest) / many))
-        fitted = fit(pairs.image[rows], pairs.llm[rows], as_long)
+        fitted = fit(pairs.image, pairs.llm, as_long, rows=rows)
         accuracy = truth.accuracy(prompts.compiled(fitted)) if truth else None
         seen = _retrieval(pairs, fitted, held, recipe)
         curve.append(Point(len(rows), seen, accuracy.war if accuracy else None, accuracy.uar if accuracy else None))
