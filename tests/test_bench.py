@@ -462,7 +462,7 @@ def test_what_fails_late_does_not_lose_the_series(monkeypatch: pytest.MonkeyPatc
 
         def block(self, count: int) -> list[float]:
             blocks.append(count)
-            if len(blocks) > 10 and self.runtime == "null":
+            if len(blocks) > 11 and self.runtime == "null":
                 raise fer_edge.EngineError("out of memory")
             return [1.0 if self.runtime == "null" else 2.0] * count
 
