@@ -183,10 +183,11 @@ def _everywhere(wanted: Wanted) -> Wanted:
 
 @contextmanager
 def _connected(cluster: Cluster) -> Iterator[None]:
-    """To the cluster. One that is started here listens on loopback only."""
+    """To the cluster. One that is started here listens on all interfaces, as Ray's servers always do; recent versions ask for
+    a token."""
     here: dict[str, Any] = {}
     if cluster.address is None:
-        here = {"num_cpus": usable_processors(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        here = {"num_cpus": usable_processors(), "include_dashboard": False}
     try:
         with _quiet():
             # None would join a cluster that happens to run here.
