@@ -183,8 +183,8 @@ def _everywhere(wanted: Wanted) -> Wanted:
 
 @contextmanager
 def _connected(cluster: Cluster) -> Iterator[None]:
-    """To the cluster. One that is started here listens on all interfaces, as Ray's servers always do; recent versions ask for
-    a token."""
+    """To the cluster. One that is started here listens on all interfaces, as Ray's servers always do; recent versions ask
+    for a token."""
     here: dict[str, Any] = {}
     if cluster.address is None:
         here = {"num_cpus": usable_processors(), "include_dashboard": False}
