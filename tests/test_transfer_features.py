@@ -22,8 +22,9 @@ from fer_edge.benchmarks.random_blip2 import write_blip2
 from fer_edge.benchmarks.random_clip import write_clip
 from fer_edge.converters.crops import augmented
 from fer_edge.converters.learn.transfer import sources
-from fer_edge.converters.learn.transfer.cache import CachePlan, Side, missing_shards, read_pairs, read_plan, shard_file
+from fer_edge.converters.learn.transfer.cache import CachePlan, Side, missing_shards, read_plan, shard_file
 from fer_edge.converters.learn.transfer.features import Faces, compute, make_shard, plan_cache
+from fer_edge.converters.learn.transfer.pairs import read_pairs
 from fer_edge.converters.learn.transfer.sources import INSTRUCTION, Source, image_source, llm_source
 from fer_edge.converters.reference import open_reference
 from PIL import Image

@@ -21,8 +21,9 @@ import torch
 from fer_edge.benchmarks.random_blip2 import write_blip2
 from fer_edge.benchmarks.random_clip import write_clip
 from fer_edge.converters.crops import augmented
-from fer_edge.converters.learn.transfer.cache import missing_shards, open_cache, read_pairs, read_plan, shard_file
+from fer_edge.converters.learn.transfer.cache import missing_shards, open_cache, read_plan, shard_file
 from fer_edge.converters.learn.transfer.features import Faces, Progress, compute, plan_cache
+from fer_edge.converters.learn.transfer.pairs import read_pairs
 from fer_edge.converters.learn.transfer.sources import Wanted, open_sources
 from PIL import Image
 from safetensors.torch import save_file
@@ -98,6 +99,10 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+RAYLET = b"/raylet/raylet\0"
+"""How the command line of a machine's Ray server begins."""
+
+
 def processes(title: bytes) -> dict[int, int]:
     """Of this machine, those whose command line holds ``title``: pid -> parent."""
     found = {}
@@ -112,7 +117,7 @@ def processes(title: bytes) -> dict[int, int]:
 
 def workers(head: Head) -> list[int]:
     """ShardWorkers of that cluster: children of its raylet."""
-    raylets = [pid for pid in processes(b"raylet") if os.getpgid(pid) == head.pid or os.getsid(pid) == head.pid]
+    raylets = [pid for pid in processes(RAYLET) if os.getsid(pid) == head.pid]
     return [pid for pid, parent in processes(b"ShardWorker").items() if parent in raylets]
 
 
@@ -241,12 +246,15 @@ def test_a_cluster_of_ones_own(models: Path, faces: Path, tmp_path: Path) -> Non
         "-o",
         str(tmp_path / "cache"),
     ]
-    before = processes(b"raylet").keys()
+    before = processes(RAYLET).keys()
     ray = ["--engine", "ray", "--workers", "1", "--threads", "1", "--json"]
     done = subprocess.run([*command, *ray], capture_output=True, text=True, cwd=models, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["faces"] == 64
-    assert processes(b"raylet").keys() <= before
+    until = time.monotonic() + 20
+    while not processes(RAYLET).keys() <= before:
+        assert time.monotonic() < until, "the cluster outlives the run"
+        time.sleep(0.2)
 
 
 BOX = {"Alive": True, "Resources": {"CPU": 8.0, "memory": 64e9}}

@@ -15,9 +15,10 @@ from fer_edge.benchmarks.random_blip2 import blip2 as blip2_command
 from fer_edge.benchmarks.random_clip import clip as clip_command
 from fer_edge.benchmarks.random_clip import write_clip
 from fer_edge.converters.graph import class_constants
-from fer_edge.converters.learn.transfer.cache import CachePlan, Pairs, Row, Side
+from fer_edge.converters.learn.transfer.cache import CachePlan, Row, Side
 from fer_edge.converters.learn.transfer.features import Faces
 from fer_edge.converters.learn.transfer.fit import FitRecipe
+from fer_edge.converters.learn.transfer.pairs import Pairs
 from fer_edge.converters.learn.transfer.pilot import Asked, Pilot, pilot
 from fer_edge.converters.learn.transfer.pilot_page import report, verdict
 from fer_edge.converters.learn.transfer.planted import Plan, planted, shuffled

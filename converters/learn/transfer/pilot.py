@@ -20,8 +20,8 @@ from fer_edge.labels import LabelSet
 from ...compile_labels import compile_label_sets
 from ...graph import fold
 from ...sources import open_encoder
-from .cache import Pairs
 from .fit import FitRecipe, Fitted, Sides, evaluate, fit
+from .pairs import Pairs
 from .sources import image_source
 
 SHARES = (0.125, 0.25, 0.5, 1.0)

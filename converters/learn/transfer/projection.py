@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from fer_edge.errors import UsageError
 
 from ...sources import PROJECTION
-from .cache import Pairs
 from .fit import FitRecipe, Fitted
+from .pairs import Pairs
 
 
 def write_projection(path: Path, fitted: Fitted, recipe: FitRecipe, pairs: Pairs) -> None:
