@@ -183,7 +183,7 @@ def _everywhere(wanted: Wanted) -> Wanted:
 
 @contextmanager
 def _connected(cluster: Cluster) -> Iterator[None]:
-    """To the cluster. One that is started here listens on all interfaces, as Ray's servers always do; recent versions ask
+    """To the cluster. One that is started here listens on all interfaces, as Ray's servers always do, and asks
     for a token."""
     here: dict[str, Any] = {}
     if cluster.address is None:
@@ -222,7 +222,7 @@ def _rows(
     """What the workers report, as it comes."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars, context.print_on_execution_start = False, False
-    # A shard takes an hour on a small processor, and counts as progress only when it is done. Older versions know no limit.
+    # A shard takes an hour on a small processor, and counts as progress only when it is done.
     context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     shards = ray.data.from_items([{"shard": k} for k in waiting], override_num_blocks=min(len(waiting), MOST_BLOCKS))
