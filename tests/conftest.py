@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from fer_edge.classifier import DEFAULT_BUNDLE
+
+if TYPE_CHECKING:
+    from fer_edge.converters.learn.recipe import TrainingData
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,3 +43,43 @@ def portrait() -> Path:
 def bundle(tmp_path: Path) -> Path:
     """A writable copy of the embedded bundle."""
     return Path(shutil.copytree(DEFAULT_BUNDLE, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def few(data: Path) -> TrainingData:
+    """160 faces with votes."""
+    from fer_edge.converters.learn.faces import Faces, load_faces
+    from fer_edge.converters.learn.recipe import TrainingData
+    from fer_edge.converters.learn.sentences import descriptions, phrases, stored_sentences
+    from learning import LABELS
+
+    faces = load_faces(data / "fer2013" / "public_test.npz", LABELS)
+    assert faces.targets is not None
+    assert faces.labels is not None
+    part = Faces(faces.images[:160], faces.images[:160], faces.targets[:160], faces.labels[:160])
+    return TrainingData(part, None, stored_sentences(), descriptions(), phrases(), LABELS)
+
+
+@pytest.fixture(scope="session")
+def tables(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """votes.npz (400 faces with votes) and plain.npz (300 other faces without)."""
+    folder = tmp_path_factory.mktemp("tables")
+    with np.load(data / "fer2013" / "public_test.npz") as z:
+        members = ("images", "ferplus_votes_labelcsv", "ferplus_majority_labelcsv")
+        table = {name: z[name][:400] for name in members}
+        names = {name: z[name] for name in ("ferplus_vote_names", "ferplus_class_names")}
+        np.savez(folder / "votes.npz", **table, **names)
+        np.savez(folder / "plain.npz", images=z["images"][400:700])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random CLIP folder, with head.pth beside it."""
+    from fer_edge.benchmarks.random_clip import write_clip, write_head
+    from learning import SMALL
+
+    folder = tmp_path_factory.mktemp("clip")
+    write_clip(folder / "clip", **SMALL)
+    write_head(folder / "head.pth", SMALL["dim"], 20)
+    return folder / "clip"

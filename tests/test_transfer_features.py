@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_blip2
 import pytest
 import torch
 from fer_edge.benchmarks.random_blip2 import write_blip2
@@ -35,16 +36,6 @@ import fer_edge.bundle
 from fer_edge.cli import main
 
 CLIP = {"dim": 16, "width": 24, "layers": 1, "heads": 2, "patch": 8, "image": 32}
-
-
-def plain_blip2() -> Any:
-    """tests/ is no package."""
-    spec = importlib.util.spec_from_file_location("plain_blip2", Path(__file__).with_name("plain_blip2.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +76,7 @@ def test_llm_features_are_the_papers(models: Path, kind: str) -> None:
     weights = load_file(models / kind / "model.safetensors")
     weights.setdefault("language_model.encoder.embed_tokens.weight", weights.get("language_model.shared.weight"))
     pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
-    expected = plain_blip2().features(weights, pixels, tokens, asked)
+    expected = plain_blip2.features(weights, pixels, tokens, asked)
     got = found.features(list(crops), [""] * 5)
     assert got.shape == (5, 40)
     assert np.ptp(got, axis=0).max() > 0.02, "faces differ"

@@ -1,0 +1,46 @@
+"""What the tests of learning share: small shapes, quick recipes, formulas in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fer_edge.converters.learn.augment import Strength
+from fer_edge.converters.learn.language import TextRecipe
+from fer_edge.converters.learn.recipe import Recipe
+from fer_edge.converters.learn.student import StudentConfig
+from numpy.typing import NDArray
+
+import fer_edge
+from fer_edge.labels import LABEL_SETS
+
+LABELS = LABEL_SETS["ferplus8"]
+LEARN = Path(fer_edge.__file__).parent.parent / "converters" / "learn"
+STUDENT = LEARN / "student48.safetensors"
+SMALL = {"dim": 32, "width": 48, "layers": 2, "heads": 4, "patch": 8, "image": 32}
+TINY = StudentConfig(size=48, widths=(8, 16, 16), depths=(1, 2, 1), feature_dim=32)
+QUICK = Recipe(
+    epochs=1,
+    batch=16,
+    lr=0.02,
+    warmup_epochs=0.5,
+    average=0.8,
+    bf16=False,
+    text=TextRecipe(steps=20, batch=64, drawn=(1, 4)),
+)
+STILL = Strength(rotation=0, scale=0, aspect=0, shift=0, shear=0, light=0, erase=0)
+SHAPE: dict[str, Any] = {"widths": (8, 16, 16), "depths": (1, 2, 1)}
+
+Double = NDArray[np.float64]
+
+
+def unit(rows: NDArray[Any]) -> Double:
+    """Rows of length 1, in float64."""
+    wide = np.asarray(rows, dtype=np.float64)
+    return wide / np.sqrt((wide * wide).sum(-1, keepdims=True))
+
+
+def softmax(logits: Double) -> Double:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
