@@ -13,7 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from .results import Results, Row
-from .tables import several_bundles
+from .tables import several_bundles, several_devices
 
 WIDTH = 5.2
 """Inches: at 100% a phone's screen is about as wide, and the text stays legible when it is not enlarged."""
@@ -56,12 +56,7 @@ def label(row: Row, results: Results) -> str:
     """A row's name in a plot."""
     bundle = f"{row.bundle_name} " if several_bundles(results) else ""
     c = row.configuration
-    device = (
-        f" {row.device}"
-        if len({(r.configuration.runtime, r.device) for r in results.rows})
-        > len({r.configuration.runtime for r in results.rows})
-        else ""
-    )
+    device = f" {row.device}" if several_devices(results) else ""
     return f"{bundle}{c.runtime} {row.precision_text}{device} x{c.threads}"
 
 

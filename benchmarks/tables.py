@@ -73,6 +73,12 @@ def several_bundles(results: Results) -> bool:
     return len({row.configuration.bundle for row in results.rows}) > 1
 
 
+def several_devices(results: Results) -> bool:
+    """Whether rows need to say which device they ran on: some runtime ran on more than one."""
+    ran = {(row.configuration.runtime, row.device) for row in results.rows}
+    return len(ran) > len({runtime for runtime, _ in ran})
+
+
 def rows_of(results: Results) -> tuple[list[str], list[list[str]]]:
     """(head, cells of every row), with the bundle's name first when there are several."""
     if not several_bundles(results):
