@@ -47,7 +47,8 @@ class Plan:
 
 
 def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Results:
-    """Measure everything that the plan names. A configuration that fails is reported, the rest go on.
+    """Measure everything that the plan names. A configuration that fails is reported, with what was measured before, and the
+    rest go on; interrupted, it gives what it has.
 
     Raises BundleError for what is no bundle, or when nothing in it fits the plan."""
     opened = {str(path): open_bundle(path) for path in plan.bundles}
@@ -55,7 +56,7 @@ def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Result
     surroundings = environment().as_json()
     parts: dict[Configuration, list[Part]] = {c: [] for c in wanted}
     failures: dict[Configuration, Failure] = {}
-    total = plan.rounds * len(wanted)
+    total, interrupted = plan.rounds * len(wanted), False
     for i, (turn, configuration) in enumerate(_turns(plan.rounds, wanted)):
         if configuration in failures:
             continue
@@ -68,12 +69,33 @@ def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Result
             parts[configuration].append(run_job(job, say) if plan.in_process else run_isolated(job, say))
         except FerEdgeError as error:
             failures[configuration] = Failure(configuration, str(error))
+        except KeyboardInterrupt:
+            interrupted = True
+            break
     on_progress(1.0, "peak of this machine")
     macs = {name: count_macs(bundle) for name, bundle in opened.items()}
-    peaks = {c: isolated_peak(c) for c in wanted if c not in failures}
-    rows = [row for c in wanted if c not in failures for row in _rows(c, parts[c], macs[c.bundle], peaks[c])]
-    extras = {**({"skipped": nothing} if nothing else {}), **({"in_process": True} if plan.in_process else {})}
+    peaks = {c: None if interrupted else isolated_peak(c) for c in wanted if parts[c]}
+    rows = [row for c in wanted if parts[c] for row in _rows(c, parts[c], macs[c.bundle], peaks[c])]
+    extras = {"run": _asked(plan), **({"skipped": nothing} if nothing else {}), **marked(interrupted)}
+    extras |= {"in_process": True} if plan.in_process else {}
     return Results(surroundings, tuple(rows), tuple(failures.values()), extras)
+
+
+def marked(interrupted: bool) -> dict[str, Any]:
+    """What a run that somebody ended says of itself."""
+    return {"interrupted": True} if interrupted else {}
+
+
+def _asked(plan: Plan) -> dict[str, Any]:
+    """How much a run was told to do: figures of another length are other figures."""
+    load = plan.load
+    said = {
+        "rounds": plan.rounds,
+        "seconds": load.seconds,
+        "mlperf": load.official,
+        "latency_bound_ms": load.latency_bound_ms,
+    }
+    return {**said, "fps": load.fps, "faces": load.faces, "photo": plan.photo}
 
 
 def wanted_of(opened: Mapping[str, Bundle], plan: Plan) -> tuple[list[Configuration], list[dict[str, str]]]:
@@ -103,7 +125,8 @@ def configurations(bundle: Bundle, plan: Plan) -> list[Configuration]:
         pairs = [("null", "fp32")]
     else:
         for runtime in plan.runtimes:
-            rt.load_runtime(runtime)
+            if not rt.installed(runtime):
+                rt.load_runtime(runtime)  # says what is missing; what is there stays out of this process, and of its memory
         pairs = [
             (a.runtime, a.precision)
             for a in bundle.manifest.artefacts
@@ -129,7 +152,8 @@ def _turns(rounds: int, wanted: Sequence[Configuration]) -> Iterator[tuple[int, 
 
 def _job(plan: Plan, configuration: Configuration, turn: int) -> Job:
     last = turn == plan.rounds - 1
-    ordered = tuple(name for name in SCENARIOS if name in plan.scenarios)
+    needed = (*plan.scenarios, "single-stream") if "server" in plan.scenarios else plan.scenarios  # it sets the bound
+    ordered = tuple(name for name in SCENARIOS if name in needed)
     scenarios = ordered if last else ordered[:1]  # the first one of every process is the warm latency
     return Job(configuration, plan.load, scenarios, turn == 0 and not plan.in_process, last, plan.photo)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Numbers, bundle_argument, common, emit, fraction, need_extra
+from fer_edge.console import Numbers, bundle_argument, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,12 +107,12 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     """Speed, memory, energy and right answers of every engine, precision and thread count on this box.
 
     Each configuration runs in fresh processes of its own. Exit status 1 when a configuration failed, stopped
-    early or gives wrong answers.
+    early or gives wrong answers. Ctrl-C ends the run and keeps what was measured (exit status 130).
     """
     need_extra("sklearn", "rich", "matplotlib", extra="bench")
     from .modes import accuracy, check_faces, in_turns, ordinary, sustained, wrong
     from .outputs import check_targets, write_all
-    from .tables import bench_text
+    from .screen import bench_text
 
     outputs = {name: options.pop(name) for name in ("output", "csv_file", "markdown_file", "html_file")}
     data = [options.pop(name) for name in ("accuracy", "truth", "classes")]
@@ -120,7 +120,8 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     _together(other, seconds, data[0], outputs["csv_file"], options)
     plan = _plan(bundle, **options)
     check_targets(outputs.values())
-    faces = check_faces(plan, data) if data[0] is not None else None
+    if data[0] is not None:
+        check_faces(plan, data)
     with fraction(sys.stderr, "measuring") as progress:
         if other is not None:
             results = in_turns(plan, other, progress)
@@ -128,13 +129,16 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
             results = sustained(plan, seconds, progress)
         else:
             results = ordinary(plan, progress)
-        if faces is not None:
-            results = accuracy(results, faces, Path(data[0]).name, progress)
+        if data[0] is not None and not results.extras.get("interrupted"):
+            results = accuracy(results, data, progress)
+    write_all(results, **outputs)  # first: a closed pipe or a full screen must not cost hours
     if as_json:
         emit(results.as_json())
     else:
         bench_text(results, sys.stdout)
-    write_all(results, **outputs)
+    if results.extras.get("interrupted"):
+        say("Interrupted: what was measured until then stands above.")
+        sys.exit(130)
     unfinished = results.extras.get("accuracy", {}).get("failed") or results.extras.get("sustained", {}).get("stopped")
     if results.failures or wrong(results) or unfinished:
         sys.exit(1)
@@ -210,19 +214,20 @@ def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A second run of A: what it differs by from A is noise.",
 )
+@click.option("--partial", is_flag=True, help="B measured fewer configurations on purpose: those are no loss.")
 @common
-def compare(a: Path, b: Path, tolerance: float, again: Path | None, as_json: bool) -> None:
+def compare(a: Path, b: Path, tolerance: float, again: Path | None, partial: bool, as_json: bool) -> None:
     """Was B faster than A? Two files of 'bench -o' or 'bench --json'.
 
     Exit status 1 when a configuration of B is slower beyond noise and --tolerance, gives wrong answers, or
-    fails where A was measured.
+    fails or is missing where A was measured.
     """
     need_extra("sklearn", "rich", "matplotlib", extra="bench")
     from .compare import compare as pair
-    from .compare import lost
+    from .compare import differences, lost
     from .modes import wrong
     from .results import read_results
-    from .tables import comparison_text
+    from .screen import comparison_text
 
     before, after = read_results(a), read_results(b)
     second = read_results(again) if again else None
@@ -230,11 +235,12 @@ def compare(a: Path, b: Path, tolerance: float, again: Path | None, as_json: boo
         raise UsageError("a run with --in-process is for debugging: its figures are not compared")
     found = pair(before, after, second)
     regressed = [c for c in found if c.regressed(tolerance)]
-    gone, bad = lost(before, after), wrong(after)
+    gone, bad = ([] if partial else lost(before, after)), wrong(after)
+    notes = differences(before, after)
     if as_json:
-        counted = {"tolerance": tolerance, "regressions": len(regressed), "failed": gone, "wrong": bad}
+        counted = {"tolerance": tolerance, "regressions": len(regressed), "failed": gone, "wrong": bad, "notes": notes}
         emit({**counted, "comparisons": [asdict(c) for c in found]})
     else:
-        comparison_text(found, tolerance, gone, bad, sys.stdout)
+        comparison_text(found, tolerance, gone, bad, notes, sys.stdout)
     if regressed or gone or bad:
         sys.exit(1)

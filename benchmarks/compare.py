@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from fer_edge.errors import UsageError
 
-from .results import Results, Row
+from .results import Configuration, Results, Row, named, several_bundles
 
 DRAWS = 2000
 BLOCKS = 20
@@ -26,6 +27,18 @@ LONELY_FLOOR = 0.10
 """Where one process is all that there is, nobody knows how far processes lie apart: below this nothing is called."""
 SMALLEST_FLOOR = 0.02
 """Differences below 2% are never called faster or slower: the same binary differs by as much between two processes."""
+
+BETWEEN = {
+    "cpu": "processor",
+    "usable_cores": "cores in use",
+    "cpu_limit": "container's processors",
+    "governors": "governor",
+    "power_mode": "power mode",
+    "board": "board",
+    "engines": "engines",
+    "fer_edge": "fer-edge",
+}
+"""What of the environment explains a difference, in words."""
 
 Verdict = Literal["faster", "slower", "within noise"]
 
@@ -53,40 +66,82 @@ def compare(a: Results, b: Results, again: Results | None = None) -> list[Compar
     """Pair the rows of two runs. ``again``: a second run of A, whose difference to A is noise by definition.
 
     Raises UsageError when they have no configuration and scenario in common."""
-    several = any(len({row.configuration.bundle for row in run.rows}) > 1 for run in (a, b))
+    several = several_bundles(a) or several_bundles(b)
     ours, theirs = _keyed(a, several), _keyed(b, several)
     noise = _keyed(again, several) if again else {}
     shared = [key for key in ours if key in theirs]
     if not shared:
         raise UsageError("the two runs have no runtime, precision, device, thread count, scenario and load in common")
-    between = max(_apart(a), _apart(b), key=lambda found: -1.0 if found is None else found)
-    return [_pair(ours[key], theirs[key], noise.get(key), between) for key in shared]
+    return [_pair(ours[key], theirs[key], noise.get(key), _apart(ours[key], a, theirs[key], b)) for key in shared]
 
 
 def lost(a: Results, b: Results) -> list[str]:
-    """What A measured and B could not: a build that fails is no faster one."""
-    measured = {(c.runtime, c.precision, c.device, c.threads) for c in (row.configuration for row in a.rows)}
-    failed = ((f.configuration, f.problem) for f in b.failures)
-    return [f"{c.name}: {problem}" for c, problem in failed if (c.runtime, c.precision, c.device, c.threads) in measured]
+    """What A measured and B did not, with the reason where B has one: a build that cannot run something is no faster one."""
+    several = several_bundles(a) or several_bundles(b)
+    there = {_which(row.configuration, several) for row in b.rows}
+    why = {_which(f.configuration, several): f.problem for f in b.failures}
+    gone = {_which(row.configuration, several): row.configuration for row in a.rows}
+    missing = [(c, why.get(key, "not measured in B")) for key, c in gone.items() if key in why or key not in there]
+    return [f"{named(c, a)}: {problem}" for c, problem in missing]
+
+
+def differences(a: Results, b: Results) -> list[str]:
+    """What else differs between two runs, and what ``compare`` leaves out: read before the verdicts are believed."""
+    notes = []
+    for name, words in BETWEEN.items():
+        was, is_now = a.environment.get(name), b.environment.get(name)
+        if was != is_now and name in a.environment and name in b.environment:
+            notes.append(f"{words}: {_said(was)} in A, {_said(is_now)} in B")
+    several = several_bundles(a) or several_bundles(b)
+    ours, theirs = _keyed(a, several), _keyed(b, several)
+    computed = {
+        f"{row.configuration.name} computed in {row.execution_precision} in A, {theirs[key].execution_precision} in B"
+        for key, row in ours.items()
+        if key in theirs and theirs[key].execution_precision != row.execution_precision
+    }
+    notes += sorted(computed)
+    asked = [{k: v for k, v in run.extras.get("run", {}).items() if k in ("seconds", "mlperf")} for run in (a, b)]
+    if asked[0] and asked[1] and asked[0] != asked[1]:
+        notes.append(f"length of the runs: {_said(asked[0])} in A, {_said(asked[1])} in B")
+    if any(row.scenario == "server" for row in (*a.rows, *b.rows)):
+        notes.append("server is not compared: its latencies are those at each run's own highest rate")
+    return notes
+
+
+def _said(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _which(c: Configuration, several: bool) -> tuple[Any, ...]:
+    """A configuration but for the bundle, which is what two builds differ in; of several bundles, with its name. What was
+    asked for counts: an engine's words for what it did change with its versions."""
+    bundle = Path(c.bundle).name if several else None
+    return (bundle, c.runtime, c.precision, c.device, c.threads, c.execution_precision)
 
 
 def _keyed(results: Results, several: bool) -> dict[tuple[Any, ...], Row]:
-    """Rows by everything but the bundle, which is what two builds differ in; of several bundles, by its name too. A camera's
-    load belongs to the key. The server scenario is left out: its latencies are those at each run's own highest rate."""
+    """Rows by configuration, scenario and a camera's load. The server scenario is left out: its latencies are those at each
+    run's own highest rate."""
     rows: dict[tuple[Any, ...], Row] = {}
     for row in results.rows:
-        if row.scenario == "server":
-            continue
-        c = row.configuration
-        load = tuple(row.details.get(name) for name in ("fps", "faces"))
-        which = (row.bundle_name if several else None, c.runtime, c.precision, row.device, c.threads)
-        rows.setdefault((*which, row.execution_precision, row.scenario, load), row)
+        if row.scenario != "server":
+            load = tuple(row.details.get(name) for name in ("fps", "faces"))
+            rows.setdefault((*_which(row.configuration, several), row.scenario, load), row)
     return rows
 
 
-def _apart(results: Results) -> float | None:
-    """How far fresh processes of one configuration lie apart in this run, at most; None when each had but one."""
-    return max((_between(row) for row in results.rows if len(row.samples) > 1), default=None)
+def _apart(a: Row, ours: Results, b: Row, theirs: Results) -> float | None:
+    """How far fresh processes of this configuration lie apart in its other scenarios, in either run, at most; None when all
+    had but one."""
+    found = [
+        _between(row)
+        for one, run in ((a, ours), (b, theirs))
+        for row in run.rows
+        if row.configuration == one.configuration and row.scenario != "server" and len(row.samples) > 1
+    ]
+    return max(found, default=None)
 
 
 def _pair(a: Row, b: Row, again: Row | None, between: float | None) -> Comparison:

@@ -51,7 +51,7 @@ def engine_files(runtime: str) -> tuple[Path, ...]:
 
 def megabytes(files: Iterable[Path]) -> float:
     """Sum of sizes, MB."""
-    return sum(file.stat().st_size for file in files) / 1e6
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
 def forget(files: Iterable[Path]) -> bool:
@@ -60,6 +60,8 @@ def forget(files: Iterable[Path]) -> bool:
     if not hasattr(os, "posix_fadvise"):
         return False
     for file in files:
+        if not file.is_file():  # whoever opens it says so better
+            continue
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

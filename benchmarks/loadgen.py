@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,11 +50,15 @@ def _run(scenario: Scenario, answer: Answer, crops: int, load: Load, rate: float
     timed = Recorder(answer)
     together = FACES_PER_QUERY if scenario == "multi-stream" else 1
     queries: list[float] = []
+    failed: list[BaseException] = []
 
     def issue(samples: list[Any]) -> None:
         for start in range(0, len(samples), together):
             query = samples[start : start + together]
-            queries.append(sum(timed(sample.index) for sample in query))
+            try:
+                queries.append(_asked(timed, query, failed))
+            except BaseException as error:  # of Python: LoadGen's C++ threads would end the process over it
+                failed.append(error)
             lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0) for sample in query])
 
     settings = _settings(lg, scenario, load, rate)
@@ -65,13 +71,15 @@ def _run(scenario: Scenario, answer: Answer, crops: int, load: Load, rate: float
             logs.log_output, logs.enable_trace = output, traced
             # The audit file is read from the current folder; an unlikely name keeps a stray one from changing the run.
             lg.StartTestWithLogSettings(sut, library, settings, logs, "fer-edge-no-audit.config")
+            if failed:
+                raise failed[0]
             summary = (Path(folder) / "mlperf_log_summary.txt").read_text()
             waited = _trace(Path(folder) / "mlperf_log_trace.json") if traced else None
             version = _version(Path(folder) / "mlperf_log_detail.txt")
     finally:
         lg.DestroyQSL(library)
         lg.DestroySUT(sut)
-    details = {"generator": f"LoadGen {version}", **_summary(summary)}
+    details = {"generator": f"LoadGen {version}", "official": load.official, **_summary(summary)}
     if waited is not None and len(waited) != len(queries):
         raise EngineError(f"LoadGen's trace has {len(waited)} of {len(queries)} queries: this version writes another form")
     samples = tuple(queries if waited is None else waited)
@@ -79,6 +87,15 @@ def _run(scenario: Scenario, answer: Answer, crops: int, load: Load, rate: float
     count = len(timed.samples)
     per_second = details.get("loadgen_samples_per_s", count / timed.seconds)
     return Traffic(samples, count, per_second, timed.cpu_share, timed.seconds, details, statistics)
+
+
+def _asked(timed: Recorder, query: Sequence[Any], failed: Sequence[BaseException]) -> float:
+    """Milliseconds of a query's inferences. After a failure there are none, and LoadGen, which cannot be told to stop, is
+    kept from filling the memory with queries until its time is over."""
+    if failed:
+        time.sleep(0.05)
+        return 0.0
+    return sum(timed(sample.index) for sample in query)
 
 
 def _nothing(*_: object) -> None:
@@ -142,7 +159,7 @@ def _trace(file: Path) -> list[float]:
 
 
 def _summary(text: str) -> dict[str, Any]:
-    """LoadGen's own verdict, and the figure that the scenario is judged by."""
+    """LoadGen's own verdict, by the durations that it was told, and the figure that the scenario is judged by."""
     details: dict[str, Any] = {"loadgen_valid": re.search(r"^Result is : VALID", text, re.M) is not None}
     for pattern, name, scale in (
         (r"^[\d.]+th percentile latency \(ns\) : (\d+)", "loadgen_percentile_ms", 1e-6),

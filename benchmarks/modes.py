@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from fer_edge.bundle import label_set, open_bundle
-from fer_edge.classifier import load
 from fer_edge.console import Fraction
 from fer_edge.errors import FerEdgeError, LabelError, UsageError
-from fer_edge.labelled import LabelledFaces, label_of, read_faces
+from fer_edge.labelled import label_of, read_faces
 from fer_edge.manifest import MANIFEST
 
 from . import sustained as long
-from .bench import Plan, bench, only, wanted_of
+from .bench import Plan, bench, marked, only, wanted_of
 from .environment import environment
 from .interleave import interleave
-from .results import Configuration, Results
+from .results import Configuration, Failure, Results, named
+from .worker import isolated_accuracy
 
 
 def ordinary(plan: Plan, progress: Fraction) -> Results:
@@ -36,7 +36,9 @@ def in_turns(plan: Plan, other: Path, progress: Fraction) -> Results:
         python = str(other.absolute())  # not resolved: an environment's python is a link that must keep its place
     else:
         raise UsageError(f"{other} is neither a bundle nor a python to run; --interleave takes one of them")
-    found = []
+    found: list[dict[str, Any]] = []
+    failures: list[Failure] = []
+    interrupted = False
     ours = only(plan)
     for i, a in enumerate(ours):
         b = a if python else replace(a, bundle=str(other))
@@ -45,9 +47,16 @@ def in_turns(plan: Plan, other: Path, progress: Fraction) -> Results:
         def show(done: float, i: int = i, name: str = a.name) -> None:
             progress((i + done) / len(ours), f"in turns: {name}")
 
-        result = interleave(a, b, rounds=2 * plan.rounds, turns=turns, python=python, on_progress=show)
-        found.append({"configuration": asdict(a), "name": a.name, "other": str(other), **asdict(result)})
-    return Results(environment().as_json(), (), (), {"interleaved": found})
+        try:
+            result = interleave(a, b, rounds=2 * plan.rounds, turns=turns, python=python, on_progress=show)
+        except FerEdgeError as error:
+            failures.append(Failure(a, str(error)))
+        except KeyboardInterrupt:
+            interrupted = True
+            break
+        else:
+            found.append({"configuration": asdict(a), "name": a.name, "other": str(other), **asdict(result)})
+    return Results(environment().as_json(), (), tuple(failures), {"interleaved": found, **marked(interrupted)})
 
 
 def sustained(plan: Plan, seconds: float, progress: Fraction) -> Results:
@@ -55,22 +64,25 @@ def sustained(plan: Plan, seconds: float, progress: Fraction) -> Results:
     wanted, nothing = wanted_of({str(path): open_bundle(path) for path in plan.bundles}, plan)
     surroundings = environment().as_json()
     found = long.sustained(wanted, seconds, lambda done: progress(done, "sustained work"))
-    return Results(surroundings, (), (), {"sustained": asdict(found), **({"skipped": nothing} if nothing else {})})
+    extras = {"sustained": asdict(found), **({"skipped": nothing} if nothing else {})}
+    return Results(surroundings, (), (), {**extras, **marked((found.stopped or "").endswith("interrupted"))})
 
 
 def wrong(results: Results) -> list[str]:
     """Configurations whose answers are not the reference's, each with what is off."""
     rows = {row.configuration: row for row in results.rows if row.parity.get("status") == "miss"}
-    found = [f"{c.name}: {row.parity.get('problem')}" for c, row in rows.items()]
+    found = [f"{named(c, results)}: {row.parity.get('problem')}" for c, row in rows.items()]
+    ranking = results.extras.get("sustained", {}).get("ranking", ())
+    found += [f"{r['configuration']} of {r['bundle']}: {r['wrong']}" for r in ranking if r.get("answers") == "miss"]
     for entry in results.extras.get("interleaved", ()):
         sides = ((key.upper(), entry[key]) for key in ("a", "b"))
         found += [f"{name} of {entry['name']}: {side['problem']}" for name, side in sides if side.get("answers") == "miss"]
     return found
 
 
-def check_faces(plan: Plan, data: Sequence[Any]) -> LabelledFaces:
-    """The labelled faces, before anything is measured. Raises UsageError for what is none, LabelError for a class that is no
-    label of a bundle's own set."""
+def check_faces(plan: Plan, data: Sequence[Any]) -> None:
+    """Look at the labelled faces before anything is measured. Raises UsageError for what is none, LabelError for a class
+    that is no label of a bundle's own set."""
     faces = read_faces(*data)
     for path in plan.bundles:
         bundle = open_bundle(path)
@@ -78,14 +90,12 @@ def check_faces(plan: Plan, data: Sequence[Any]) -> LabelledFaces:
         unknown = [name for name in dict.fromkeys(faces.classes) if label_of(name, names) is None]
         if unknown:
             raise LabelError(f"the class {unknown[0]!r} is no label of {path} ({', '.join(names)})")
-    return faces
 
 
-def accuracy(results: Results, faces: LabelledFaces, name: str, progress: Fraction) -> Results:
-    """The results with ``accuracy``: n, WAR and UAR with intervals of every configuration, threads aside. One that fails
-    here has a ``problem`` instead; what was measured before stays."""
-    from .evaluate import evaluate
-
+def accuracy(results: Results, data: Sequence[Any], progress: Fraction) -> Results:
+    """The results with ``accuracy``: n, WAR and UAR with intervals of every configuration, threads aside, each in a process
+    of its own. ``data`` as :func:`check_faces` takes it. One that fails has a ``problem`` instead; what was measured before
+    stays."""
     distinct: dict[tuple[Any, ...], Configuration] = {}
     for row in results.rows:
         c = row.configuration
@@ -94,14 +104,12 @@ def accuracy(results: Results, faces: LabelledFaces, name: str, progress: Fracti
     failed: list[dict[str, Any]] = []
     for i, c in enumerate(distinct.values()):
         progress(i / len(distinct), f"accuracy: {c.name}")
-        asked = {"device": c.device, "execution_precision": c.execution_precision}
-        precision = None if c.runtime == "null" else c.precision
         try:
-            with load(c.bundle, runtime=c.runtime, precision=precision, threads=c.threads, **asked) as clf:
-                result = evaluate(clf, faces)
+            found.append({**asdict(c), **isolated_accuracy(c, data)})
         except FerEdgeError as error:
             failed.append({**asdict(c), "problem": str(error)})
-            continue
-        named = {**asdict(c), "n": result.n, "war": result.war, "uar": result.uar}
-        found.append({**named, "war_interval": list(result.intervals.war), "uar_interval": list(result.intervals.uar)})
-    return replace(results, extras={**results.extras, "accuracy": {"data": name, "of": found, "failed": failed}})
+        except KeyboardInterrupt:
+            results = replace(results, extras={**results.extras, **marked(True)})
+            break
+    measured = {"data": Path(data[0]).name, "of": found, "failed": failed}
+    return replace(results, extras={**results.extras, "accuracy": measured})

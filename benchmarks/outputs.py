@@ -33,7 +33,10 @@ def write_all(
 def check_targets(files: Iterable[Path | None]) -> None:
     """Before hours of work: whether they can be written. Raises UsageError."""
     for file in files:
-        if file is not None and not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        # A file is replaced, so its folder must be writable; what is no file (/dev/stdout) is written to.
+        if file is not None and not os.access(
+            file if file.exists() and not file.is_file() else file.absolute().parent, os.W_OK
+        ):
             raise UsageError(f"{file} cannot be written: its folder does not exist, or may not be written to")
 
 

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from .results import Results, Row
-from .tables import several_bundles, several_devices
+from .results import Results, Row, several_bundles
+from .tables import accuracy_of, several_devices, without_threads
 
 WIDTH = 5.2
 """Inches: at 100% a phone's screen is about as wide, and the text stays legible when it is not enlarged."""
@@ -43,6 +43,9 @@ def plots(results: Results) -> list[tuple[str, str, str]]:
         )
     if whole:
         found.append(("quality", "What do speed and size cost in answers?", _figure(6, _quality, results, whole)))
+        metered = [row for row in whole if row.energy_mj is not None]
+        if metered:
+            found.append(("energy", "What does an answer cost in energy?", _figure(6, _energy, results, metered)))
         found.append(("series", "Did the speed change while it was measured?", _figure(5, _series, results, whole)))
     if "sustained" in results.extras:
         found.append(("sustained", "What does heat do?", _sustained(results.extras["sustained"])))
@@ -120,31 +123,35 @@ def _stages(axes: Axes, results: Results, rows: Sequence[Row]) -> None:
 
 
 def _quality(axes: Axes, results: Results, rows: Sequence[Row]) -> None:
+    _against(axes, results, rows, [row.latency_ms.p50 for row in rows], "median ms of an inference")
+
+
+def _energy(axes: Axes, results: Results, rows: Sequence[Row]) -> None:
+    _against(axes, results, rows, [row.energy_mj or 0.0 for row in rows], "mJ of an inference")
+
+
+def _against(axes: Axes, results: Results, rows: Sequence[Row], costs: Sequence[float], cost: str) -> None:
     """Accuracy where it was measured, agreement with the float reference otherwise; the area is the file's size."""
-    measured = {_key(entry): entry["war"] for entry in results.extras.get("accuracy", {}).get("of", ())}
+    measured = {key: entry["war"] for key, entry in accuracy_of(results).items()}
     if measured:
-        known = [(row, measured.get(_key(vars(row.configuration)))) for row in rows]
+        known = [(row, measured.get(without_threads(vars(row.configuration)))) for row in rows]
         axes.set_ylabel("WAR", fontsize=8, color=INK)
     else:
         known = [(row, row.parity.get("centred_cosine")) for row in rows]
         axes.set_ylabel("centred cosine with the reference", fontsize=8, color=INK)
-    points = [(row, value) for row, value in known if value is not None]
-    for k, (row, value) in enumerate(points):
+    points = [(row, value, at) for (row, value), at in zip(known, costs, strict=True) if value is not None]
+    for k, (row, value, at) in enumerate(points):
         marker = "osD^vPX*"[k % 8]
         style = {"s": 20 + 40 * np.sqrt(row.artefact_mb), "marker": marker, "color": color(row), "alpha": 0.6}
-        axes.scatter(row.latency_ms.p50, value, label=label(row, results), **style)
-    if points and max(row.latency_ms.p50 for row, _ in points) > 10 * min(row.latency_ms.p50 for row, _ in points):
+        axes.scatter(at, value, label=label(row, results), **style)
+    if points and max(at for *_, at in points) > 10 * min(at for *_, at in points) > 0:
         axes.set_xscale("log")
-    axes.set_xlabel("median ms of an inference (area: size of the artefact)", fontsize=8, color=INK)
+    axes.set_xlabel(f"{cost} (area: size of the artefact)", fontsize=8, color=INK)
     axes.margins(0.15)
     if points:
         legend = axes.legend(fontsize=6.5, frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
         for handle in legend.legend_handles:
             handle.set_sizes([24.0])  # type: ignore[union-attr]
-
-
-def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(entry.get(name) for name in ("bundle", "runtime", "precision", "device", "execution_precision"))
 
 
 def _series(axes: Axes, results: Results, rows: Sequence[Row]) -> None:
@@ -166,12 +173,12 @@ def _sustained(found: Mapping[str, Any]) -> str:
     """Latency, clock and temperature over time, as far as the box has sensors for them."""
     points = found["points"]
     minutes = [p["at"] / 60 for p in points]
-    curves = (("p50_ms", "median ms"), ("mhz", "MHz"), ("celsius", "hottest, degrees C"))
-    shown = [(name, unit) for name, unit in curves if any(p[name] is not None for p in points)]
+    curves = (("p50_ms", "median ms"), ("mhz", "MHz"), ("celsius", "hottest, degrees C"), ("resident_mb", "memory, MB"))
+    shown = [(name, unit) for name, unit in curves if any(p.get(name) is not None for p in points)]
     figure = Figure(figsize=(WIDTH, 0.8 + 1.5 * len(shown)), layout="constrained")
     for k, (name, unit) in enumerate(shown):
         axes = figure.add_subplot(len(shown), 1, k + 1)
-        axes.plot(minutes, [np.nan if p[name] is None else p[name] for p in points], color=COLORS[k], linewidth=1)
+        axes.plot(minutes, [np.nan if p.get(name) is None else p[name] for p in points], color=COLORS[k], linewidth=1)
         axes.set_ylabel(unit, fontsize=8, color=INK)
         if name == "p50_ms":
             axes.set_ylim(bottom=0)

@@ -163,8 +163,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Results:
-    """A whole run. ``extras``: parts that only some runs have (``interleaved``, ``sustained``, ``accuracy``;
-    ``skipped``: bundles with nothing for this machine; ``in_process``: true where no process was fresh)."""
+    """A whole run. ``extras``: parts that only some runs have (``interleaved``, ``sustained``, ``accuracy``; ``run``: how
+    long it was told to measure; ``skipped``: bundles with nothing for this machine; ``in_process``: true where no process
+    was fresh; ``interrupted``: true where somebody ended it)."""
 
     environment: Mapping[str, Any]
     rows: tuple[Row, ...]
@@ -182,6 +183,18 @@ class Results:
             "failures": failures,
             **self.extras,
         }
+
+
+def several_bundles(results: Results) -> bool:
+    """Whether one needs to say which bundle something is of."""
+    measured = {row.configuration.bundle for row in results.rows}
+    return len(measured | {failure.configuration.bundle for failure in results.failures}) > 1
+
+
+def named(configuration: Configuration, results: Results) -> str:
+    """A configuration's name, with its bundle's where the run has several."""
+    bundle = f"{Path(configuration.bundle).name}, " if several_bundles(results) else ""
+    return bundle + configuration.name
 
 
 def read_results(path: Path) -> Results:

@@ -25,6 +25,7 @@ TX1, TX2, Xavier NX and Orin NX and Nano; POM_5V_IN is Nano's (5V_IN in NVIDIA's
 and Thor it feeds peripherals and memory, beside the rails of processor and GPU."""
 PARTS = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 """Rail -> the rail that feeds it: NVIDIA counts AGX Orin's memory in VIN_SYS_5V0, so adding both would count it twice."""
+NO_SENSORS = ("PMIC-Die",)  # a zone of Jetsons that always says 100 degrees, hot or cold
 NO_SENSOR = "no energy sensor: this box shows neither RAPL (/sys/class/powercap) nor an INA power monitor (hwmon)"
 
 _OFF = (errno.ENODATA, errno.EINVAL, errno.ENXIO, errno.EAGAIN)  # drivers' answers for a channel that is switched off
@@ -64,7 +65,8 @@ def temperatures(root: Path = Path("/")) -> dict[str, float]:
     zones = _numbered(root / "sys/class/thermal", r"thermal_zone([0-9]+)")
     chips = _numbered(root / "sys/class/hwmon", r"hwmon([0-9]+)")
     sensors = [file for chip in chips for file in _numbered(chip, r"temp([0-9]+)_input")]
-    found = _degrees([(_name(zone / "type") or zone.name, zone / "temp") for zone in zones])
+    named = [(_name(zone / "type") or zone.name, zone / "temp") for zone in zones]
+    found = _degrees([(name, file) for name, file in named if name not in NO_SENSORS])
     return found or _degrees([(_sensor_name(file), file) for file in sensors])
 
 

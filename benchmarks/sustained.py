@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 
@@ -28,30 +28,37 @@ STAYS = 3
 
 @dataclass(frozen=True)
 class Point:
-    """A second of work: ``at`` seconds after the start, latency in ms, mean MHz of the processors, the hottest sensor."""
+    """A second of work: ``at`` seconds after the start, latency in ms, mean MHz of the processors in the middle of it, the
+    hottest sensor, resident memory of the working process."""
 
     at: float
     p50_ms: float
     p90_ms: float
     mhz: float | None
     celsius: float | None
+    resident_mb: float | None = None
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Median ms of a configuration before and after the work; ``after_ms`` is None where it failed then: ``problem``."""
+    """Median ms of a configuration before and after the work; ``after_ms`` is None where it failed then: ``problem``.
+    ``digest``: of its bundle; ``answers``: parity on the golden set, "ok" or "miss" with what is off in ``wrong``."""
 
     configuration: str
     before_ms: float
     after_ms: float | None
     problem: str | None = None
+    bundle: str = ""
+    digest: str | None = None
+    answers: str | None = None
+    wrong: str | None = None
 
 
 @dataclass(frozen=True)
 class Sustained:
-    """``points`` of the one configuration that worked all the time; ``throttled_after_s``: when its latency rose for good,
-    None: it did not; ``slowdown``: the median of the last points over that of the first; ``ranking``: all configurations;
-    ``stopped``: why the work ended early, None: it did not."""
+    """``points`` of the one configuration (of ``bundle``) that worked all the time; ``throttled_after_s``: when its latency
+    rose for good, None: it did not; ``slowdown``: the median of the last points over that of the first; ``ranking``: all
+    configurations; ``stopped``: why the work ended early, None: it did not."""
 
     configuration: str
     seconds: float
@@ -60,6 +67,7 @@ class Sustained:
     slowdown: float
     ranking: tuple[Ranked, ...]
     stopped: str | None = None
+    bundle: str = ""
 
 
 def sustained(
@@ -68,26 +76,36 @@ def sustained(
     on_progress: Callable[[float], None] = lambda done: None,
     root: Path = Path("/"),
 ) -> Sustained:
-    """Rank the configurations, let the fastest work for ``seconds``, rank them again while the box is hot.
+    """Rank the configurations, let the fastest that answers rightly work for ``seconds``, rank them again while the box is
+    hot. Interrupted at work, it gives what it has.
 
     Raises FerEdgeError when one cannot be opened at the start."""
     before = [_ranking(c) for c in configurations]
-    fastest = configurations[min(range(len(before)), key=before.__getitem__)]
-    points, stopped = _series(fastest, seconds, on_progress, root)
-    ranking = tuple(_again(c, b) for c, b in zip(configurations, before, strict=True))
+    wrong = [r.answers == "miss" for r in before]
+    chosen = min(range(len(before)), key=lambda i: (wrong[i], before[i].before_ms))
+    fastest = configurations[chosen]
+    points, stopped, interrupted = _series(fastest, seconds, on_progress, root)
+    ranking = before if interrupted else [_again(c, b) for c, b in zip(configurations, before, strict=True)]
     slowdown = median(p.p50_ms for p in points[-FIRST:]) / _cool(points)
-    return Sustained(fastest.name, seconds, tuple(points), throttled_after(points), slowdown, ranking, stopped)
+    when = throttled_after(points)
+    return Sustained(fastest.name, seconds, tuple(points), when, slowdown, tuple(ranking), stopped, fastest.bundle)
 
 
 def throttled_after(points: Sequence[Point]) -> float | None:
-    """Seconds until the latency rose above SLOWER times that of the start and stayed there; None when it did not."""
-    start = _cool(points)
-    for i in range(len(points) - STAYS + 1):
-        if all(p.p50_ms > SLOWER * start for p in points[i : i + STAYS]):
-            rest = [p.p50_ms for p in points[i:]]
-            if median(rest) > SLOWER * start:
-                return points[i].at
-    return None
+    """Seconds until the latency rose above SLOWER times that of the start and stayed there; None when it did not.
+
+    The moment that divides the points best: fewest slow ones before it, fewest fast ones after it."""
+    limit = SLOWER * _cool(points)
+    slow = [p.p50_ms > limit for p in points]
+    misplaced = slow.count(False)
+    best, at = misplaced, 0
+    for i, is_slow in enumerate(slow, 1):
+        misplaced += 1 if is_slow else -1
+        if misplaced < best:
+            best, at = misplaced, i
+    rest = points[at:]
+    lasting = len(rest) >= STAYS and median(p.p50_ms for p in rest) > limit
+    return rest[0].at if lasting else None
 
 
 def _cool(points: Sequence[Point]) -> float:
@@ -95,39 +113,50 @@ def _cool(points: Sequence[Point]) -> float:
     return median(p.p50_ms for p in points[: max(1, min(FIRST, len(points) // 4))])
 
 
-def _ranking(configuration: Configuration) -> float:
+def _ranking(configuration: Configuration) -> Ranked:
     with closing(Served(configuration)) as served:
         served.block(5)
         count = max(10, round(RANKING_SECONDS * 1e3 / median(served.block(5))))
-        return median(served.block(count))
+        said, ms = served.ready, median(served.block(count))
+        answers, wrong = (said.get(name) or None for name in ("answers", "problem"))
+        return Ranked(configuration.name, ms, None, None, configuration.bundle, said.get("digest"), answers, wrong)
 
 
-def _again(configuration: Configuration, before: float) -> Ranked:
+def _again(configuration: Configuration, before: Ranked) -> Ranked:
     """When hot. What fails now does not take the series with it, which may have taken hours."""
     try:
-        return Ranked(configuration.name, before, _ranking(configuration))
+        return replace(before, after_ms=_ranking(configuration).before_ms)
     except FerEdgeError as error:
-        return Ranked(configuration.name, before, None, str(error))
+        return replace(before, problem=str(error))
 
 
 def _series(
     configuration: Configuration, seconds: float, on_progress: Callable[[float], None], root: Path
-) -> tuple[list[Point], str | None]:
-    """Points, and why they end early: an engine that fails after an hour must not lose the hour. Raises FerEdgeError when it
-    fails before the first."""
+) -> tuple[list[Point], str | None, bool]:
+    """Points, why they end early, and whether somebody wanted that: an engine that fails after an hour must not lose the
+    hour. Raises FerEdgeError when it fails before the first."""
     points: list[Point] = []
+    clocks: list[tuple[float, ...]] = []
+
+    def look() -> None:
+        time.sleep(POINT_SECONDS / 2)
+        clocks.append(frequencies(root))
+
     with closing(Served(configuration)) as served:
         typical = median(served.block(10))
         began = time.monotonic()
         while (at := time.monotonic() - began) < seconds or not points:
             try:
-                block = sorted(served.block(max(3, round(POINT_SECONDS * 1e3 / typical))))
-            except FerEdgeError as error:
+                block = sorted(served.block(max(3, round(POINT_SECONDS * 1e3 / typical)), look))
+                resident = served.resident_mb()
+            except (FerEdgeError, KeyboardInterrupt) as error:
                 if not points:
                     raise
-                return points, f"after {at:.0f} s: {error}"
-            mhz, celsius = frequencies(root), temperatures(root).values()
+                interrupted = isinstance(error, KeyboardInterrupt)
+                return points, f"after {at:.0f} s: {'interrupted' if interrupted else error}", interrupted
+            mhz, celsius = clocks[-1], temperatures(root).values()
             hottest = max(celsius) if celsius else None
-            points.append(Point(at, median(block), block[int(0.9 * (len(block) - 1))], fmean(mhz) if mhz else None, hottest))
+            p90 = block[int(0.9 * (len(block) - 1))]
+            points.append(Point(at, median(block), p90, fmean(mhz) if mhz else None, hottest, resident))
             on_progress(min(1.0, at / seconds))
-    return points, None
+    return points, None, False

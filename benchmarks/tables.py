@@ -1,4 +1,4 @@
-"""Results as tables: for a terminal (rich), Markdown, and CSV with every number."""
+"""Results as tables and words: Markdown, CSV with every number, what the verdicts mean."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import io
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from .compare import Comparison
-from .results import Results, Row
+from .results import Results, Row, named, several_bundles
 
 HEAD = (
     "runtime",
@@ -68,11 +68,6 @@ def answers(row: Row) -> str:
     return {"ok": "right", "miss": "WRONG", "drift allowed": "drift", "no model": "no model"}.get(status, status)
 
 
-def several_bundles(results: Results) -> bool:
-    """Whether rows need to say which bundle they are of."""
-    return len({row.configuration.bundle for row in results.rows}) > 1
-
-
 def several_devices(results: Results) -> bool:
     """Whether rows need to say which device they ran on: some runtime ran on more than one."""
     ran = {(row.configuration.runtime, row.device) for row in results.rows}
@@ -80,10 +75,29 @@ def several_devices(results: Results) -> bool:
 
 
 def rows_of(results: Results) -> tuple[list[str], list[list[str]]]:
-    """(head, cells of every row), with the bundle's name first when there are several."""
-    if not several_bundles(results):
-        return list(HEAD), [cells(row) for row in results.rows]
-    return ["bundle", *HEAD], [[row.bundle_name, *cells(row)] for row in results.rows]
+    """(head, cells of every row), with the bundle's name first when there are several, and WAR where it was measured."""
+    head, rows = list(HEAD), [cells(row) for row in results.rows]
+    measured = accuracy_of(results)
+    if measured:
+        head.insert(-1, "WAR")
+        for row, texts in zip(results.rows, rows, strict=True):
+            entry = measured.get(without_threads(vars(row.configuration)))
+            texts.insert(-1, f"{entry['war']:.1%}" if entry else "-")
+    if several_bundles(results):
+        head.insert(0, "bundle")
+        for row, texts in zip(results.rows, rows, strict=True):
+            texts.insert(0, row.bundle_name)
+    return head, rows
+
+
+def accuracy_of(results: Results) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+    """What ``--accuracy`` found, by :func:`without_threads`."""
+    return {without_threads(entry): entry for entry in results.extras.get("accuracy", {}).get("of", ())}
+
+
+def without_threads(named: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What answers depend on, of a configuration's fields."""
+    return tuple(named.get(name) for name in ("bundle", "runtime", "precision", "device", "execution_precision"))
 
 
 def markdown(results: Results) -> str:
@@ -123,7 +137,9 @@ def verdict_texts(results: Results) -> list[str]:
 
 def remarks(results: Results) -> list[str]:
     """What a reader must know before he believes the table."""
-    notes = [f"{f.configuration.name} failed: {f.problem}" for f in results.failures]
+    notes = [f"{named(f.configuration, results)} failed: {f.problem}" for f in results.failures]
+    if results.extras.get("interrupted"):
+        notes.append("interrupted: rows may rest on fewer processes than asked for, and some are missing")
     notes += [f"left out: {entry['problem']}" for entry in results.extras.get("skipped", ())]
     if results.extras.get("in_process"):
         notes.append("measured in one process, for debugging: loads are not cold, and memory is not a model's own")
@@ -131,7 +147,8 @@ def remarks(results: Results) -> list[str]:
     for row in results.rows:
         key = (row.configuration, row.parity.get("problem"))
         if answers(row) in ("WRONG", "drift") and key not in seen:
-            notes.append(f"{row.configuration.name} gives other answers than the reference: {row.parity.get('problem')}")
+            name, problem = named(row.configuration, results), row.parity.get("problem")
+            notes.append(f"{name} gives other answers than the reference: {problem}")
         seen.add(key)
     if any(row.details.get("generator") == "plain timer" for row in results.rows):
         notes.append("MLPerf's LoadGen is not installed: single-stream and offline were timed by a plain timer")
@@ -139,16 +156,17 @@ def remarks(results: Results) -> list[str]:
         notes.append(
             "camera: "
             + "; ".join(
-                f"{row.configuration.name} dropped {row.details['dropped']} of {row.details['frames']} frames"
+                f"{named(row.configuration, results)} dropped {row.details['dropped']} of {row.details['frames']} frames"
                 for row in results.rows
                 if row.details.get("dropped")
             )
         )
+    official = [row for row in results.rows if row.details.get("official")]
     invalid = [
-        f"{row.configuration.name}, {row.scenario}" for row in results.rows if not row.details.get("loadgen_valid", True)
+        f"{named(r.configuration, results)}, {r.scenario}" for r in official if not r.details.get("loadgen_valid", True)
     ]
     if invalid:
-        notes.append(f"too short to be valid by MLPerf's rules (--mlperf runs its durations): {'; '.join(invalid)}")
+        notes.append(f"LoadGen calls these invalid by MLPerf's rules: {'; '.join(invalid)}")
     few = min((sum(map(len, row.samples)) for row in results.rows if row.samples), default=100)
     if few < 100:
         notes.append(f"the slowest percentiles are those of as few as {few} inferences: --seconds asks for more")
@@ -159,8 +177,14 @@ def remarks(results: Results) -> list[str]:
 
 
 def flat_csv(results: Results) -> str:
-    """Every number of every row but the raw samples, a column each."""
-    flat = [_flatten({k: v for k, v in row.as_json().items() if k not in ("samples", "tried")}) for row in results.rows]
+    """Every number of every row but the raw samples, a column each; n, WAR and UAR too where they were measured."""
+    measured = accuracy_of(results)
+    flat = []
+    for row in results.rows:
+        entry = measured.get(without_threads(vars(row.configuration)), {})
+        accuracy = {f"accuracy.{name}": entry.get(name) for name in ("n", "war", "uar")} if measured else {}
+        values = {k: v for k, v in row.as_json().items() if k not in ("samples", "tried")}
+        flat.append({**_flatten(values), **accuracy})
     columns = list(dict.fromkeys(name for row in flat for name in row))
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
@@ -193,53 +217,6 @@ def comparison_rows(found: Sequence[Comparison]) -> list[list[str]]:
     return [head, *rows]
 
 
-def bench_text(results: Results, screen: TextIO) -> None:
-    """What ``bench`` prints for people."""
-    console = _console(screen)
-    if results.rows:
-        head, rows = rows_of(results)
-        _table(console, head, rows, wrong=[row[-1] == "WRONG" for row in rows])
-    for text in (*accuracy_lines(results), *verdict_texts(results)):
-        console.print(text)
-    for note in remarks(results):
-        console.print(f"Note: {note}")
-
-
-def comparison_text(
-    found: Sequence[Comparison], tolerance: float, gone: Sequence[str], bad: Sequence[str], screen: TextIO
-) -> None:
-    """What ``compare`` prints for people."""
-    console = _console(screen)
-    head, *rows = comparison_rows(found)
-    _table(console, head, rows, wrong=[c.regressed(tolerance) for c in found])
-    count = sum(c.regressed(tolerance) for c in found)
-    verdict = f"Regression: {count} of {len(found)} are slower" if count else "No regression: none is slower"
-    console.print(f"{verdict} beyond noise and the tolerance of {tolerance:.0%}.")
-    for line in gone:
-        console.print(f"Failed in B: {line}", style="bold red")
-    for line in bad:
-        console.print(f"Wrong answers in B: {line}", style="bold red")
-
-
-def _console(screen: TextIO) -> Any:
-    from rich.console import Console
-
-    # A file or a pipe has no width: nothing is cut there.
-    return Console(file=screen, highlight=False, markup=False, soft_wrap=True, width=None if screen.isatty() else 1000)
-
-
-def _table(console: Any, head: Sequence[str], rows: Sequence[Sequence[str]], wrong: Sequence[bool]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    texts = ("runtime", "precision", "device", "scenario", "answers", "bundle", "configuration", "verdict")
-    for name in head:
-        table.add_column(name, justify="left" if name in texts else "right", overflow="fold")
-    for row, bad in zip(rows, wrong, strict=True):
-        table.add_row(*row, style="bold red" if bad else None)
-    console.print(table)
-
-
 def interleaved_text(found: Mapping[str, Any]) -> str:
     """One entry of ``interleaved``, in three lines."""
     low, high = found["interval"]
@@ -263,8 +240,14 @@ def sustained_text(found: Mapping[str, Any]) -> str:
     """What ``--sustained`` found."""
     after = found["throttled_after_s"]
     end = "it never became slower for good" if after is None else f"it became slower for good after {after:.0f} s"
+    bundles = {r.get("bundle", "") for r in found["ranking"]}
+
+    def name(entry: Mapping[str, Any]) -> str:
+        several = len(bundles) > 1
+        return f"{Path(entry['bundle']).name}, {entry['configuration']}" if several else str(entry["configuration"])
+
     lines = [
-        f"{found['configuration']} worked for {found['seconds']:.0f} s: {end}; "
+        f"{name(found)} worked for {found['seconds']:.0f} s: {end}; "
         f"at the end it took {found['slowdown']:.2f} times as long as at the start",
         f"rank  {'at the start':<50}  when hot",
     ]
@@ -273,8 +256,9 @@ def sustained_text(found: Mapping[str, Any]) -> str:
     starts = sorted(found["ranking"], key=lambda r: float(r["before_ms"]))
     ends = sorted((r for r in found["ranking"] if r["after_ms"] is not None), key=lambda r: float(r["after_ms"]))
     for k, (cold, hot) in enumerate(zip_longest(starts, ends), 1):
-        first = f"{cold['configuration']}: {number(cold['before_ms'])} ms"
-        last = "-" if hot is None else f"{hot['configuration']}: {number(hot['after_ms'])} ms"
+        first = f"{name(cold)}: {number(cold['before_ms'])} ms"
+        last = "-" if hot is None else f"{name(hot)}: {number(hot['after_ms'])} ms"
         lines.append(f"{k:>4}  {first:<50}  {last}")
-    lines += [f"not ranked when hot, {r['configuration']}: {r['problem']}" for r in found["ranking"] if r.get("problem")]
+    lines += [f"not ranked when hot, {name(r)}: {r['problem']}" for r in found["ranking"] if r.get("problem")]
+    lines += [f"{name(r)} GIVES WRONG ANSWERS: {r['wrong']}" for r in found["ranking"] if r.get("answers") == "miss"]
     return "\n".join(lines)

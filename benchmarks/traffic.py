@@ -6,7 +6,6 @@ uses its threads inside an inference."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -102,12 +101,13 @@ def plain(scenario: Scenario, answer: Answer, load: Load) -> Traffic:
 
 def camera(answer: Answer, load: Load) -> Traffic:
     """Frames with ``faces`` faces arrive at ``fps``; the newest frame is taken when the last one is done, older ones are
-    dropped, as a camera with a buffer of one does. Samples: from the arrival of a frame to its last answer."""
-    timed, samples = Recorder(answer), []
-    count, arrived, dropped = max(FEWEST, math.ceil(load.seconds * load.fps)), 0, 0
+    dropped, as a camera with a buffer of one does, and it goes on until the last one is answered. Samples: from the arrival
+    of a frame to its last answer."""
+    timed, samples = Recorder(answer), list[float]()
+    arrived = dropped = 0
     began = time.perf_counter()
-    while arrived < count:
-        newest = min(count - 1, int((time.perf_counter() - began) * load.fps))
+    while (now := time.perf_counter() - began) < load.seconds or (len(samples) < FEWEST and now < load.longest):
+        newest = int(now * load.fps)
         if newest < arrived:
             time.sleep(max(0.0, began + arrived / load.fps - time.perf_counter()))
             newest = arrived
@@ -117,5 +117,5 @@ def camera(answer: Answer, load: Load) -> Traffic:
         samples.append((time.perf_counter() - began - newest / load.fps) * 1e3)
         arrived = newest + 1
     done = len(timed.samples)
-    details = {"generator": "camera", "fps": load.fps, "faces": load.faces, "frames": count, "dropped": dropped}
+    details = {"generator": "camera", "fps": load.fps, "faces": load.faces, "frames": arrived, "dropped": dropped}
     return Traffic(tuple(samples), done, done / timed.seconds, timed.cpu_share, timed.seconds, details)

@@ -11,15 +11,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from fer_edge.errors import EngineError, FerEdgeError
+from fer_edge.manifest import digest_of
 
+from .footprint import memory_mb
 from .measure import Job, Part, open_configuration, parity, run_job
 from .peak import peak_gmacs_per_s
 from .results import Configuration, Latency
@@ -55,6 +58,15 @@ def isolated_peak(configuration: Configuration) -> float | None:
         return None
 
 
+def isolated_accuracy(configuration: Configuration, data: Sequence[Any]) -> dict[str, Any]:
+    """n, WAR and UAR with intervals of a configuration on labelled faces: ``data`` as :func:`~fer_edge.labelled.read_faces`
+    takes it. Raises EngineError with the child's own words."""
+    with _child(sys.executable) as (send, receive):
+        send({"accuracy": asdict(configuration), "data": [None if d is None else str(d) for d in data]})
+        found: dict[str, Any] = receive()["accuracy"]
+        return found
+
+
 class Served:
     """A configuration open in a process of its own, that answers on request: for measuring two in turns.
 
@@ -66,11 +78,18 @@ class Served:
         self._send({"serve": asdict(configuration)})
         self.ready: Mapping[str, Any] = self._receive()["ready"]
 
-    def block(self, count: int) -> list[float]:
-        """Milliseconds of ``count`` inferences, one after the other."""
+    def block(self, count: int, meanwhile: Callable[[], None] = lambda: None) -> list[float]:
+        """Milliseconds of ``count`` inferences, one after the other. ``meanwhile`` is called while they run."""
         self._send({"count": count})
+        meanwhile()
         samples: list[float] = self._receive()["samples"]
         return samples
+
+    def resident_mb(self) -> float | None:
+        """Memory of the process now; None where another build's process does not say."""
+        self._send({"count": 0, "memory": True})
+        resident: float | None = self._receive().get("resident_mb")
+        return resident
 
     def close(self) -> None:
         """End the process."""
@@ -159,20 +178,49 @@ def _serve(wanted: Configuration, lines: IO[str], say: Callable[[Any], None]) ->
     answer(0)
     session = opened.session
     checked = parity(opened, golden_set(opened.bundle))
-    where = str(Path(fer_edge.__file__).parent)
+    where, digest = str(Path(fer_edge.__file__).parent), digest_of(opened.bundle.manifest)
     ready = {"engine": session.engine, "device": session.device, "fer_edge": fer_edge.__version__, "where": where}
-    say({"ready": {**ready, "answers": checked["status"], "problem": checked["problem"]}})
+    say({"ready": {**ready, "digest": digest, "answers": checked["status"], "problem": checked["problem"]}})
     for line in lines:
-        samples = []
-        for i in range(json.loads(line)["count"]):
+        wanted_now, samples = json.loads(line), []
+        for i in range(wanted_now["count"]):
             began = time.perf_counter()
             answer(i)
             samples.append((time.perf_counter() - began) * 1e3)
-        say({"samples": samples})
+        say({"samples": samples, **({"resident_mb": memory_mb()[0]} if wanted_now.get("memory") else {})})
+
+
+def _accuracy(wanted: Configuration, data: Sequence[Any]) -> dict[str, Any]:
+    from fer_edge.classifier import load
+    from fer_edge.labelled import read_faces
+
+    from .evaluate import evaluate
+
+    precision = None if wanted.runtime == "null" else wanted.precision
+    opened = load(
+        wanted.bundle,
+        runtime=wanted.runtime,
+        precision=precision,
+        device=wanted.device,
+        threads=wanted.threads,
+        execution_precision=wanted.execution_precision,
+    )
+    with opened as clf:
+        result = evaluate(clf, read_faces(Path(data[0]), *data[1:]))
+    intervals = {"war_interval": list(result.intervals.war), "uar_interval": list(result.intervals.uar)}
+    return {"n": result.n, "war": result.war, "uar": result.uar, **intervals}
+
+
+def _end_with(parent: int) -> None:
+    """A parent that was killed can end nobody: see every second whether it is still there, and go with it."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def main() -> None:
     """The child's side."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     private = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -186,6 +234,8 @@ def main() -> None:
             say({"peak": peak_gmacs_per_s(Configuration(**wanted["peak"]))})
         elif "serve" in wanted:
             _serve(Configuration(**wanted["serve"]), sys.stdin, say)
+        elif "accuracy" in wanted:
+            say({"accuracy": _accuracy(Configuration(**wanted["accuracy"]), wanted["data"])})
         else:
             say({"part": asdict(run_job(_job(wanted["job"]), lambda text: say({"progress": text})))})
     except FerEdgeError as error:

@@ -139,7 +139,9 @@ def fraction(screen: TextIO, text: str) -> Iterator[Fraction]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(file=screen), transient=True, disable=not screen.isatty()) as progress:
+    # All that was seen counts for the time left: steps take up to ten minutes, and rich forgets after 30 seconds.
+    seen: dict[str, Any] = {"speed_estimate_period": 86400.0}
+    with Progress(console=Console(file=screen), transient=True, disable=not screen.isatty(), **seen) as progress:
         task = progress.add_task(text, total=1.0)
 
         def show(done: float, text: str = text) -> None:

@@ -86,9 +86,18 @@ PACKAGES = {
 
 
 def installed(name: str) -> bool:
-    """Whether a runtime's engine is there, found without importing it."""
-    packages = PACKAGES.get(name, ())
+    """Whether a runtime's engine is there, found without importing it; of a third party's runtime, whether it is offered."""
+    if name not in PACKAGES:
+        return name in _offered()
+    packages = PACKAGES[name]
     return not packages or any(find_spec(package) is not None for package in packages)
+
+
+def _offered() -> dict[str, str]:
+    """Third parties' runtimes and their modules."""
+    from importlib import metadata  # a tenth of a device's start-up, and only third parties' runtimes need it
+
+    return {point.name: point.value for point in metadata.entry_points(group="fer_edge.runtimes")}
 
 
 def preferred_order() -> tuple[str, ...]:
@@ -103,9 +112,7 @@ def load_runtime(name: str) -> Runtime:
     """
     module = RUNTIMES.get(name)
     if module is None:
-        from importlib import metadata  # a tenth of a device's start-up, and only third parties' runtimes need it
-
-        offered = {point.name: point.value for point in metadata.entry_points(group="fer_edge.runtimes")}
+        offered = _offered()
         if name not in offered:
             raise EngineError(f"no runtime {name!r}; there are {', '.join([*RUNTIMES, *sorted(offered)])}")
         module = offered[name]

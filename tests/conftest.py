@@ -13,6 +13,7 @@ import pytest
 from fer_edge.classifier import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
+    from fer_edge.benchmarks.results import Results
     from fer_edge.converters.learn.recipe import TrainingData
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,3 +84,16 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clip(folder / "clip", **SMALL)
     write_head(folder / "head.pth", SMALL["dim"], 20)
     return folder / "clip"
+
+
+@pytest.fixture(scope="session")
+def run() -> Results:
+    """A benchmark of every engine on the embedded default, one thread, all scenarios, two processes each."""
+    from dataclasses import replace
+
+    from fer_edge.benchmarks.bench import Plan, bench
+    from fer_edge.benchmarks.results import SCENARIOS
+    from measuring import QUICK
+
+    plan = Plan((DEFAULT_BUNDLE,), threads=(1,), scenarios=SCENARIOS, load=replace(QUICK, fps=200.0), rounds=2)
+    return bench(plan)

@@ -194,6 +194,17 @@ def test_thermal_zones(tmp_path: Path) -> None:
     assert temperatures(built(tmp_path, LAPTOP)) == {"acpitz": 27.8, "x86_pkg_temp": 51.0}
 
 
+def test_a_zone_that_is_no_sensor_is_left_out(tmp_path: Path) -> None:
+    """A Jetson Nano's PMIC-Die says 100 degrees whatever happens, and would be the hottest for ever."""
+    zones = {"thermal_zone0": ("CPU-therm", "52000"), "thermal_zone1": ("PMIC-Die", "100000")}
+    files = {
+        f"sys/class/thermal/{zone}/{name}": text
+        for zone, pair in zones.items()
+        for name, text in zip(("type", "temp"), pair, strict=True)
+    }
+    assert temperatures(built(tmp_path, files)) == {"CPU-therm": 52.0}
+
+
 def test_zones_that_are_off_are_left_out(tmp_path: Path) -> None:
     assert temperatures(built(tmp_path, ORIN_NANO)) == {"cpu-thermal": 47.562}
 
