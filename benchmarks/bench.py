@@ -70,6 +70,8 @@ def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Result
         except FerEdgeError as error:
             failures[configuration] = Failure(configuration, str(error))
         except KeyboardInterrupt:
+            if not any(parts.values()):  # nothing to keep, and last week's file must not become an empty one
+                raise
             interrupted = True
             break
     on_progress(1.0, "peak of this machine")

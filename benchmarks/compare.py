@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fer_edge.errors import UsageError
 
+from .environment import WORDS, in_words
 from .results import Configuration, Results, Row, named, several_bundles
 
 DRAWS = 2000
@@ -28,17 +29,8 @@ LONELY_FLOOR = 0.10
 SMALLEST_FLOOR = 0.02
 """Differences below 2% are never called faster or slower: the same binary differs by as much between two processes."""
 
-BETWEEN = {
-    "cpu": "processor",
-    "usable_cores": "cores in use",
-    "cpu_limit": "container's processors",
-    "governors": "governor",
-    "power_mode": "power mode",
-    "board": "board",
-    "engines": "engines",
-    "fer_edge": "fer-edge",
-}
-"""What of the environment explains a difference, in words."""
+EXPLAINING = ("cpu", "usable_cores", "cpu_limit", "governors", "power_mode", "board", "engines", "fer_edge")
+"""Fields of the environment that explain a difference."""
 
 Verdict = Literal["faster", "slower", "within noise"]
 
@@ -88,10 +80,10 @@ def lost(a: Results, b: Results) -> list[str]:
 def differences(a: Results, b: Results) -> list[str]:
     """What else differs between two runs, and what ``compare`` leaves out: read before the verdicts are believed."""
     notes = []
-    for name, words in BETWEEN.items():
-        was, is_now = a.environment.get(name), b.environment.get(name)
-        if was != is_now and name in a.environment and name in b.environment:
-            notes.append(f"{words}: {_said(was)} in A, {_said(is_now)} in B")
+    for name in EXPLAINING:
+        then, now = (run.environment.get(name) for run in (a, b))
+        if then != now and name in a.environment and name in b.environment:
+            notes.append(f"{WORDS[name]}: {in_words(name, then) or 'none'} in A, {in_words(name, now) or 'none'} in B")
     several = several_bundles(a) or several_bundles(b)
     ours, theirs = _keyed(a, several), _keyed(b, several)
     computed = {
@@ -102,16 +94,10 @@ def differences(a: Results, b: Results) -> list[str]:
     notes += sorted(computed)
     asked = [{k: v for k, v in run.extras.get("run", {}).items() if k in ("seconds", "mlperf")} for run in (a, b)]
     if asked[0] and asked[1] and asked[0] != asked[1]:
-        notes.append(f"length of the runs: {_said(asked[0])} in A, {_said(asked[1])} in B")
+        notes.append(f"length of the runs: {in_words('run', asked[0])} in A, {in_words('run', asked[1])} in B")
     if any(row.scenario == "server" for row in (*a.rows, *b.rows)):
         notes.append("server is not compared: its latencies are those at each run's own highest rate")
     return notes
-
-
-def _said(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _which(c: Configuration, several: bool) -> tuple[Any, ...]:

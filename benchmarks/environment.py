@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -38,6 +38,28 @@ the measurement, and waits without end for a service that is stuck."""
 UNTESTED = "the reader follows the documents and is untested on real hardware"
 _NO_LIMIT = 2**60
 """cgroup v1 writes "no limit" as the largest multiple of the page size in 63 bits."""
+
+
+WORDS = {
+    "cpu": "processor",
+    "features": "features",
+    "board": "board",
+    "system": "system",
+    "usable_cores": "cores in use",
+    "cpu_limit": "container's processors",
+    "memory_mb": "memory MB",
+    "governors": "governor",
+    "frequencies_mhz": "MHz at the start",
+    "temperatures_c": "degrees C at the start",
+    "power_mode": "power mode",
+    "load_average": "load at the start",
+    "engines": "engines",
+    "energy": "energy from",
+    "no_energy": "energy",
+    "python": "Python",
+    "fer_edge": "fer-edge",
+}
+"""Fields of :class:`Environment`, for people."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +98,15 @@ class Environment:
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         return asdict(self)
+
+
+def in_words(name: str, value: object) -> str:
+    """A field's value, from the JSON of a run too."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{v}" if name == "engines" else f"{k} {v}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(f"{v:.0f}" if isinstance(v, float) else str(v) for v in value)
+    return "" if value is None else str(value)
 
 
 def environment(root: Path = Path("/")) -> Environment:

@@ -52,6 +52,8 @@ def in_turns(plan: Plan, other: Path, progress: Fraction) -> Results:
         except FerEdgeError as error:
             failures.append(Failure(a, str(error)))
         except KeyboardInterrupt:
+            if not found:
+                raise
             interrupted = True
             break
         else:
@@ -65,7 +67,7 @@ def sustained(plan: Plan, seconds: float, progress: Fraction) -> Results:
     surroundings = environment().as_json()
     found = long.sustained(wanted, seconds, lambda done: progress(done, "sustained work"))
     extras = {"sustained": asdict(found), **({"skipped": nothing} if nothing else {})}
-    return Results(surroundings, (), (), {**extras, **marked((found.stopped or "").endswith("interrupted"))})
+    return Results(surroundings, (), (), {**extras, **marked(found.interrupted)})
 
 
 def wrong(results: Results) -> list[str]:

@@ -8,30 +8,12 @@ from typing import Any
 
 from fer_edge.page import bullets, page, table
 
+from .environment import WORDS, in_words
 from .plots import plots
 from .results import Results
 from .tables import accuracy_lines, remarks, rows_of, verdict_texts
 
 TEXT_COLUMNS = {"bundle", "runtime", "precision", "device", "scenario", "answers"}
-ENVIRONMENT = {
-    "cpu": "processor",
-    "features": "features",
-    "board": "board",
-    "system": "system",
-    "usable_cores": "cores in use",
-    "cpu_limit": "container's processors",
-    "memory_mb": "memory MB",
-    "governors": "governor",
-    "frequencies_mhz": "MHz at the start",
-    "temperatures_c": "degrees C at the start",
-    "power_mode": "power mode",
-    "load_average": "load at the start",
-    "engines": "engines",
-    "energy": "energy from",
-    "no_energy": "energy",
-    "python": "Python",
-    "fer_edge": "fer-edge",
-}
 
 
 def report(results: Results) -> str:
@@ -56,13 +38,5 @@ def _plot(anchor: str, title: str, picture: str) -> str:
 
 
 def _environment(found: Mapping[str, Any]) -> list[list[str]]:
-    rows = []
-    for name, words in ENVIRONMENT.items():
-        value = found.get(name)
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{v}" if name == "engines" else f"{k} {v}" for k, v in value.items())
-        elif isinstance(value, (list, tuple)):
-            value = ", ".join(f"{v:.0f}" if isinstance(v, float) else str(v) for v in value)
-        if value not in (None, ""):
-            rows.append([words, str(value)])
-    return rows
+    shown = [[words, in_words(name, found[name])] for name, words in WORDS.items() if found.get(name) is not None]
+    return [row for row in shown if row[1]]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
+from .compare import Comparison
 from .evaluate import Evaluation
-
-if TYPE_CHECKING:
-    from .compare import Comparison
-    from .results import Results
+from .results import Results
+from .tables import accuracy_lines, comparison_rows, remarks, rows_of, verdict_texts
 
 IDENTITY = ("bundle", "runtime", "precision", "device", "threads", "scenario", "configuration")
 """Columns that say what a row is about."""
@@ -40,8 +39,6 @@ def evaluation_text(result: Evaluation) -> str:
 
 def bench_text(results: Results, screen: TextIO) -> None:
     """What ``bench`` prints for people."""
-    from .tables import accuracy_lines, remarks, rows_of, verdict_texts
-
     console = _console(screen)
     if results.rows:
         head, rows = rows_of(results)
@@ -61,8 +58,6 @@ def comparison_text(
     screen: TextIO,
 ) -> None:
     """What ``compare`` prints for people."""
-    from .tables import comparison_rows
-
     console = _console(screen)
     head, *rows = comparison_rows(found)
     _table(console, head, rows, wrong=[c.regressed(tolerance) for c in found])

@@ -58,7 +58,7 @@ class Ranked:
 class Sustained:
     """``points`` of the one configuration (of ``bundle``) that worked all the time; ``throttled_after_s``: when its latency
     rose for good, None: it did not; ``slowdown``: the median of the last points over that of the first; ``ranking``: all
-    configurations; ``stopped``: why the work ended early, None: it did not."""
+    configurations; ``stopped``: why the work ended early, None: it did not; ``interrupted``: somebody wanted that."""
 
     configuration: str
     seconds: float
@@ -68,6 +68,7 @@ class Sustained:
     ranking: tuple[Ranked, ...]
     stopped: str | None = None
     bundle: str = ""
+    interrupted: bool = False
 
 
 def sustained(
@@ -88,7 +89,8 @@ def sustained(
     ranking = before if interrupted else [_again(c, b) for c, b in zip(configurations, before, strict=True)]
     slowdown = median(p.p50_ms for p in points[-FIRST:]) / _cool(points)
     when = throttled_after(points)
-    return Sustained(fastest.name, seconds, tuple(points), when, slowdown, tuple(ranking), stopped, fastest.bundle)
+    series, ranked = tuple(points), tuple(ranking)
+    return Sustained(fastest.name, seconds, series, when, slowdown, ranked, stopped, fastest.bundle, interrupted)
 
 
 def throttled_after(points: Sequence[Point]) -> float | None:

@@ -140,8 +140,9 @@ def fraction(screen: TextIO, text: str) -> Iterator[Fraction]:
     from rich.progress import Progress
 
     # All that was seen counts for the time left: steps take up to ten minutes, and rich forgets after 30 seconds.
-    seen: dict[str, Any] = {"speed_estimate_period": 86400.0}
-    with Progress(console=Console(file=screen), transient=True, disable=not screen.isatty(), **seen) as progress:
+    console, period = Console(file=screen), 86400.0
+    live = screen.isatty()
+    with Progress(console=console, transient=True, disable=not live, speed_estimate_period=period) as progress:
         task = progress.add_task(text, total=1.0)
 
         def show(done: float, text: str = text) -> None:

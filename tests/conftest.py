@@ -77,13 +77,9 @@ def tables(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random CLIP folder, with head.pth beside it."""
-    from fer_edge.benchmarks.random_clip import write_clip, write_head
-    from learning import SMALL
+    from learning import small_clip
 
-    folder = tmp_path_factory.mktemp("clip")
-    write_clip(folder / "clip", **SMALL)
-    write_head(folder / "head.pth", SMALL["dim"], 20)
-    return folder / "clip"
+    return small_clip(tmp_path_factory.mktemp("clip"), 20)
 
 
 @pytest.fixture(scope="session")

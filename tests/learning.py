@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fer_edge.benchmarks.random_clip import write_clip, write_head
 from fer_edge.converters.learn.augment import Strength
 from fer_edge.converters.learn.language import TextRecipe
 from fer_edge.converters.learn.recipe import Recipe
@@ -29,10 +30,18 @@ QUICK = Recipe(
     bf16=False,
     text=TextRecipe(steps=20, batch=64, drawn=(1, 4)),
 )
+FP32_OPENVINO: dict[str, Any] = {"runtimes": ("openvino",), "precisions": ("fp32",)}
 STILL = Strength(rotation=0, scale=0, aspect=0, shift=0, shear=0, light=0, erase=0)
 SHAPE: dict[str, Any] = {"widths": (8, 16, 16), "depths": (1, 2, 1)}
 
 Double = NDArray[np.float64]
+
+
+def small_clip(folder: Path, rows: int) -> Path:
+    """A tiny random CLIP in a folder, with head.pth of so many rows beside it."""
+    write_clip(folder / "clip", **SMALL)
+    write_head(folder / "head.pth", SMALL["dim"], rows)
+    return folder / "clip"
 
 
 def unit(rows: NDArray[Any]) -> Double:

@@ -239,6 +239,20 @@ def test_what_ends_a_run_late_loses_nothing(error: BaseException, monkeypatch: p
     assert (tmp_path / "run.html").stat().st_size > 10_000
 
 
+def test_a_run_ended_before_anything_was_measured_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Last week's file must not become an empty one."""
+
+    def measure(job: Job, say: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benching, "run_isolated", measure)
+    file = tmp_path / "run.json"
+    file.write_text("last week's")
+    result = command("--runtime", "litert", "-o", file)
+    assert result.exit_code != 0
+    assert file.read_text() == "last week's"
+
+
 def test_files_are_written_before_anything_is_printed(tmp_path: Path) -> None:
     """Onto a full screen nothing can be printed; what was measured is in the file all the same."""
     file, tool = tmp_path / "run.json", Path(sys.executable).with_name("fer-edge")

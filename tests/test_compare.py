@@ -182,12 +182,12 @@ def test_what_else_differs_is_said(run: Results) -> None:
     a = steady(run)
     assert differences(a, a) == ["server is not compared: its latencies are those at each run's own highest rate"]
     computed = [replace(row, execution_precision="f32") if row.configuration.runtime == "litert" else row for row in a.rows]
-    other = {**a.environment, "cpu": "Cortex-A76", "engines": {**a.environment["engines"], "litert": "9.9"}}
+    other = {**a.environment, "cpu": "Cortex-A76", "engines": {**a.environment["engines"], "litert": "ai-edge-litert 9.9"}}
     asked = {**a.extras, "run": {**a.extras["run"], "seconds": 2.0}}
     b = replace(a, rows=tuple(computed), environment=other, extras=asked)
     notes = "\n".join(differences(a, b))
     assert f"processor: {a.environment['cpu']} in A, Cortex-A76 in B" in notes
-    assert "litert 9.9" in notes
+    assert ", ai-edge-litert 9.9" in notes
     assert "litert int8, 1 thread computed in" in notes
     assert "length of the runs: seconds 0.05, mlperf False in A, seconds 2.0, mlperf False in B" in notes
     assert len(compare(a, b)) == len(compare(a, a)), "an engine's own words do not unpair a row"

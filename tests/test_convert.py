@@ -16,6 +16,7 @@ from fer_edge.converters.convert import Plan, convert
 from fer_edge.converters.crops import augmented, from_folder, shipped_face
 from fer_edge.converters.graph import class_constants, fold
 from fer_edge.converters.sources import read_projection
+from learning import FP32_OPENVINO, SMALL, STUDENT, small_clip
 from safetensors.torch import save_file
 
 import fer_edge
@@ -23,18 +24,11 @@ from fer_edge.bundle import golden_set, label_set, open_bundle, text_projection
 from fer_edge.cli import main
 from fer_edge.labels import LABEL_SETS
 
-SMALL = {"dim": 32, "width": 48, "layers": 2, "heads": 4, "patch": 8, "image": 32}
-FP32_OPENVINO: dict[str, Any] = {"runtimes": ("openvino",), "precisions": ("fp32",)}
-STUDENT = Path(fer_edge.__file__).parent.parent / "converters" / "learn" / "student48.safetensors"
-
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random CLIP folder, with head.pth beside it."""
-    folder = tmp_path_factory.mktemp("clip")
-    write_clip(folder / "clip", **SMALL)
-    write_head(folder / "head.pth", SMALL["dim"], 256)
-    return folder / "clip"
+    """A tiny random CLIP folder, with a head.pth beside it that is as large as the published ones."""
+    return small_clip(tmp_path_factory.mktemp("clip"), 256)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,15 +23,13 @@ from fer_edge.converters.learn.teachers import ask, open_teacher
 from fer_edge.converters.learn.train import train_student
 from fer_edge.converters.sources import load_clip
 from fer_edge.converters.text import clip_text_encoder
-from learning import LABELS, QUICK, SHAPE, SMALL, STUDENT, TINY, softmax, unit
+from learning import FP32_OPENVINO, LABELS, QUICK, SHAPE, SMALL, STUDENT, TINY, softmax, unit
 
 import fer_edge
 from fer_edge.bundle import label_set, open_bundle, text_projection
 from fer_edge.cli import main
 from fer_edge.image import to_input
 from fer_edge.labels import LABEL_SETS
-
-FP32_OPENVINO: dict[str, Any] = {"runtimes": ("openvino",), "precisions": ("fp32",)}
 
 
 def test_a_student_moves_into_its_teachers_space(tables: Path, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """The student: re-parameterisation, checkpoint, training that learns and resumes, data files, sentence vectors. What
-teaches it, and the views that it sees, are in test_learn.py."""
+teaches it, and the views that it sees, are in test_learn.py, test_teachers.py and test_augment.py."""
 
 from __future__ import annotations
 
@@ -9,46 +9,36 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import learning
 import numpy as np
 import pytest
 import torch
 from fer_edge.converters.learn.faces import Faces, load_faces, soft_targets
 from fer_edge.converters.learn.fer2013 import VOTE_NAMES, build, majority
 from fer_edge.converters.learn.language import TextRecipe, default_constants, sentence_groups
-from fer_edge.converters.learn.recipe import EpochReport, Recipe, TrainingData, TrainingPlan, war_uar
+from fer_edge.converters.learn.recipe import EpochReport, TrainingData, TrainingPlan, war_uar
 from fer_edge.converters.learn.run import unit_features
 from fer_edge.converters.learn.sentences import TEMPLATES, descriptions, phrases, stored_sentences
 from fer_edge.converters.learn.student import (
     FORMAT,
     Block,
     StudentCheckpoint,
-    StudentConfig,
     StudentInTraining,
     load_student,
     save_student,
 )
 from fer_edge.converters.learn.train import train_student
+from learning import LABELS, TINY
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fer_edge
 from fer_edge.bundle import label_set, open_bundle
 from fer_edge.cli import main
-from fer_edge.labels import LABEL_SETS, LabelSet
+from fer_edge.labels import LabelSet
 from fer_edge.manifest import TextEncoderRef
 
-LABELS = LABEL_SETS["ferplus8"]
-TINY = StudentConfig(size=48, widths=(8, 16, 16), depths=(1, 2, 1), feature_dim=32)
-QUICK = Recipe(
-    epochs=3,
-    batch=16,
-    lr=0.02,
-    warmup_epochs=0.5,
-    dropout=0.1,
-    average=0.8,
-    bf16=False,
-    text=TextRecipe(steps=80, batch=128, drawn=(1, 4)),
-)
+QUICK = replace(learning.QUICK, epochs=3, dropout=0.1, text=TextRecipe(steps=80, batch=128, drawn=(1, 4)))
 
 
 def trained_net() -> StudentInTraining:
