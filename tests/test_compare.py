@@ -216,6 +216,9 @@ def test_of_several_bundles_each_is_compared(run: Results) -> None:
     copies = [replace(row, configuration=replace(row.configuration, bundle="/elsewhere/second")) for row in a.rows]
     two = replace(a, rows=(*a.rows, *copies))
     assert len(compare(two, two)) == 2 * len(compare(a, a))
+    moved = replace(a, rows=tuple(copies))
+    assert len(compare(a, moved)) == len(compare(a, a)), "one bundle in each run: they are what is compared"
+    assert lost(a, moved) == []
 
 
 def test_two_runs_without_a_common_row(run: Results) -> None:

@@ -207,3 +207,9 @@ def test_a_device_needs_no_other_package(runtime: str, portrait: Path) -> None:
         "print([m for m in ('torch', 'transformers', 'sklearn', 'rich', 'click', 'onnx', 'nncf') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_runtime_that_nobody_offers_is_not_installed() -> None:
+    """A bundle may have an artefact for another package's runtime, which this box lacks."""
+    assert rt.installed("null")
+    assert not rt.installed("no-such-runtime")
