@@ -137,7 +137,11 @@ def merge(tokens: Tensor, keys: Tensor, size: Tensor, count: int) -> tuple[Tenso
     similar = unit[:, ::2] @ unit[:, 1::2].transpose(-1, -2)
     even, odd = similar.shape[1:]
     class_token = torch.cat([torch.full((1, 1), NEVER), torch.zeros(even - 1, 1)])
-    best, place = (similar + class_token).max(-1)
+    # Among one there is nothing to choose, and LiteRT has no operator for a choice among one.
+    if odd == 1:
+        best, place = (similar + class_token)[..., 0], torch.zeros(1, even)
+    else:
+        best, place = (similar + class_token).max(-1)
     # One order for both, so that they share no token among equals; the class token comes first.
     order = _one_hot((-best).topk(even).indices, even)
     stays, leaves = order[:, : even - count], order[:, even - count :]

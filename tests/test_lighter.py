@@ -113,13 +113,13 @@ def test_no_layer_merges_more_than_there_is(clip: Path) -> None:
     assert MergingTower(tower(clip), 3).merged == (3, 3, 3)
 
 
+@pytest.mark.parametrize("lighter", [Lighter(24, 2), Lighter(16, 100)], ids=["a few", "down to two tokens"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_every_engine_computes_it(clip: Path, runtime: str, tmp_path: Path) -> None:
+def test_every_engine_computes_it(clip: Path, runtime: str, lighter: Lighter, tmp_path: Path) -> None:
     """Parity of the artefact with the lighter float graph is checked by the conversion, with fp32's bars."""
-    lighter = Lighter(24, 2)
     bundle = convert(str(clip), tmp_path / "b", Plan(runtimes=(runtime,), precisions=("fp32",), lighter=lighter))
-    assert bundle.manifest.input.size == (24, 24)
-    assert bundle.manifest.encoder.source == "clip (input 24, 2 tokens merged a layer)"
+    assert bundle.manifest.input.size == (lighter.input_size, lighter.input_size)
+    assert bundle.manifest.encoder.source == f"clip ({lighter})"
     with fer_edge.load(bundle.folder, runtime=runtime) as clf:
         scores = clf.predict(np.full((40, 40, 3), 90, np.uint8)).scores
     assert math.isclose(sum(scores.values()), 1.0, rel_tol=1e-5)
