@@ -27,6 +27,7 @@ from fer_edge.bundle import (
     write_label_set,
     write_manifest,
 )
+from fer_edge.doctor import cpu, saturates
 from fer_edge.errors import ConversionError, FerEdgeError, UsageError
 from fer_edge.golden import BARS, Parity, compare, measure
 from fer_edge.manifest import Artefact, GoldenRef, Manifest
@@ -199,7 +200,7 @@ def _artefact(runtime: str, precision: str, names: Sequence[str], material: _Mat
     misses = parity.misses(BARS[precision])
     outright = parity.misses({})
     if misses and (outright or not plan.allow_drift):
-        advice = _advice(parity, precision, outright)
+        advice = _advice(parity, precision, outright, runtime == "onnxruntime" and plan.symmetric)
         raise ConversionError(
             f"{runtime} {precision} does not give the float reference's answer: {'; '.join(misses)}{advice}"
         )
@@ -209,9 +210,14 @@ def _artefact(runtime: str, precision: str, names: Sequence[str], material: _Mat
     return Artefact(runtime, precision, refs, parity.numbers(), calibration, bool(misses))  # type: ignore[arg-type]
 
 
-def _advice(parity: Parity, precision: str, outright: Sequence[str]) -> str:
+def _advice(parity: Parity, precision: str, outright: Sequence[str], symmetric: bool) -> str:
     if outright:
         return ""
+    if precision == "int8" and symmetric and saturates(cpu()[1]):
+        return (
+            "; this processor has no VNNI and cannot check --symmetric, whose weights overflow on it: convert on one that "
+            "has, or accept it with --allow-drift and verify on the device"
+        )
     more = " (int8 of untrained weights always drifts)" if precision == "int8" and parity.centred_cosine < 0.7 else ""
     return f"{more}; calibrate with --calibration FOLDER, or accept it with --allow-drift"
 

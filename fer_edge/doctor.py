@@ -98,11 +98,17 @@ def cpu(info: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
     return model, tuple(name for flag, name in names.items() if flag in flags)
 
 
+def saturates(features: tuple[str, ...]) -> bool:
+    """Whether the engines' int8 kernels add two products in 16 bits on this processor: weights that use all 8 bits then
+    overflow, unseen (ONNX Runtime's documentation, "Quantize ONNX models"; the AVX2 instruction vpmaddubsw)."""
+    return "AVX2" in features and not any("VNNI" in f or f == "AMX int8" for f in features)
+
+
 def _note(features: tuple[str, ...]) -> str:
     if any("VNNI" in f or f in ("dotprod", "i8mm", "AMX int8") for f in features):
         return "int8 products run at full speed"
-    if "AVX2" in features:
-        return "no VNNI: int8 gains little and u8s8 products may saturate; run fer-edge verify"
+    if saturates(features):
+        return "no VNNI: int8 gains less, and weights of 8 bits may overflow; run fer-edge verify"
     if not features:
         return "nothing is known of its int8 instructions: int8 may be slower than fp32, measure both"
     return "no int8 dot-product instructions: int8 may be slower than fp32, measure both"

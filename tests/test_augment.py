@@ -135,4 +135,4 @@ def test_strength_scales_every_disturbance(data: Path) -> None:
     assert half.strength == Strength(9.0, 0.1, 0.04, 0.04, 0.04, 0.175, 0.25)
     assert half.mixup == Recipe.mixup / 2
     assert none.strength == STILL
-    assert plan_training(faces, (), lr=0.05, batch=64).recipe == Recipe(lr=0.05, batch=64)
+    assert plan_training(faces, (), bf16=True, lr=0.05, batch=64).recipe == Recipe(lr=0.05, batch=64)

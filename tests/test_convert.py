@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from fer_edge.benchmarks.random_clip import write_clip, write_head
@@ -21,7 +23,9 @@ from safetensors.torch import save_file
 
 import fer_edge
 from fer_edge.bundle import golden_set, label_set, open_bundle, text_projection
+from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.cli import main
+from fer_edge.doctor import cpu, saturates
 from fer_edge.labels import LABEL_SETS
 
 
@@ -280,7 +284,7 @@ def test_label_sets_without_prompts_are_named(clip: Path, tmp_path: Path, capfd:
 
 
 def test_all_precisions_of_a_student_reach_their_bars(tmp_path: Path) -> None:
-    """fp32, fp16 and int8 on all three engines, and the symmetric int8 that TensorRT wants."""
+    """fp32, fp16 and int8 on all three engines."""
     bundle = convert(str(STUDENT), tmp_path / "b", Plan(precisions=("fp32", "fp16", "int8")))
     assert len(bundle.manifest.artefacts) == 9
     assert not any(a.drift_allowed for a in bundle.manifest.artefacts)
@@ -292,9 +296,25 @@ def test_all_precisions_of_a_student_reach_their_bars(tmp_path: Path) -> None:
     sizes = {(a.runtime, a.precision): sum(f.bytes for f in a.files) for a in bundle.manifest.artefacts}
     for runtime in ("openvino", "litert", "onnxruntime"):
         assert sizes[(runtime, "int8")] < 0.65 * sizes[(runtime, "fp16")] < 0.4 * sizes[(runtime, "fp32")]
-    symmetric = convert(str(STUDENT), tmp_path / "s", Plan(runtimes=("onnxruntime",), symmetric=True))
-    import onnx
 
+
+def test_int8_weights_leave_room_without_vnni() -> None:
+    """x86 without VNNI adds two products of 8 bits in 16 signed ones: 2 * 255 * 64 fits, 2 * 255 * 127 does not. With 8 bits
+    the student fell to a centred cosine of 0.54 on such a processor, and stood at 0.99 where it was converted."""
+    model = onnx.load(DEFAULT_BUNDLE / "onnxruntime-int8.onnx")
+    arrays = [onnx.numpy_helper.to_array(item) for item in model.graph.initializer]
+    weights = [array for array in arrays if array.dtype == np.int8 and array.ndim >= 2]
+    assert len(weights) == 10
+    assert all(60 < np.abs(array.astype(int)).max() <= 64 for array in weights)
+
+
+def test_symmetric_int8_as_tensorrt_wants_it(tmp_path: Path) -> None:
+    """On x86 without VNNI its weights of 8 bits overflow; a graphics card has no such limit."""
+    plan, overflows = Plan(runtimes=("onnxruntime",), symmetric=True), saturates(cpu()[1])
+    if overflows:
+        with pytest.raises(fer_edge.ConversionError, match="no VNNI and cannot check --symmetric"):
+            convert(str(STUDENT), tmp_path / "s", plan)
+    symmetric = convert(str(STUDENT), tmp_path / "s", replace(plan, allow_drift=overflows))
     model = onnx.load(tmp_path / "s" / "onnxruntime-int8.onnx")
     zero_points = {i.name: i for i in model.graph.initializer}
     activations = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
@@ -303,7 +323,7 @@ def test_all_precisions_of_a_student_reach_their_bars(tmp_path: Path) -> None:
         point = onnx.numpy_helper.to_array(zero_points[node.input[2]])
         assert point.dtype == np.int8
         assert not point.any()
-    assert symmetric.manifest.artefacts[0].parity["centred_cosine"] > 0.95
+    assert overflows or symmetric.manifest.artefacts[0].parity["centred_cosine"] > 0.95
 
 
 def test_litert_static_for_cnn_and_dynamic_for_vit(clip: Path, tmp_path: Path) -> None:

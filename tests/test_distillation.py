@@ -13,6 +13,7 @@ import torch
 from fer_edge.converters.convert import Plan, convert
 from fer_edge.converters.graph import class_constants, fold
 from fer_edge.converters.learn.augment import Strength, mirrored, view
+from fer_edge.converters.learn.device import native_bf16
 from fer_edge.converters.learn.faces import load_pictures
 from fer_edge.converters.learn.plan import plan_training
 from fer_edge.converters.learn.recipe import EpochReport, TrainingData, TrainingPlan, war_uar
@@ -120,7 +121,10 @@ def test_from_a_clip_to_a_students_bundle_with_new_words(
     assert "name one --teacher" in capfd.readouterr().err
     assert command(*train, "--teacher", clip, "--projection", head, "--json") == 0
     out, err = capfd.readouterr()
-    assert json.loads(out) == {"checkpoint": str(student), "work": str(work)}
+    said = json.loads(out)
+    arithmetic = {True: "bf16", False: "fp32"}[native_bf16("cpu")]
+    assert said == {"checkpoint": str(student), "work": str(work), "device": "cpu", "arithmetic": arithmetic}
+    assert f"1 teacher, on cpu in {arithmetic}" in err
     assert re.search(r"epoch 1/1  loss \d\.\d{4}  \d+ s", err)
     assert command("convert", student, "-o", made, "--runtime", "openvino", "--precision", "fp32", "--json") == 0
     out, _ = capfd.readouterr()

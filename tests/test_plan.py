@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from fer_edge.converters.learn import device
 from fer_edge.converters.learn.faces import load_faces, load_pictures
 from fer_edge.converters.learn.plan import plan_training
 from fer_edge.converters.learn.recipe import Recipe, TrainingPlan, war_uar
@@ -53,6 +56,25 @@ def test_an_expression_that_is_left_out(tables: Path, tmp_path: Path) -> None:
     run = Run(TrainingPlan(less, TINY, QUICK), tmp_path)
     assert len(run.groups) == 6
     np.testing.assert_array_equal(run.groups[2].numpy(), less.sentences.lookup(less.descriptions["anger"]))
+
+
+@pytest.mark.parametrize(
+    ("features", "native"), [(("AVX2",), False), (("AVX2", "AVX-512", "AVX-512 BF16"), True), ((), False)]
+)
+def test_bf16_where_the_processor_multiplies_it(
+    features: tuple[str, ...], native: bool, tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Imitated, it takes eleven times as long as float32. What a run was begun in, it goes on in."""
+    monkeypatch.setattr(device, "cpu", lambda: ("some processor", features))
+    plan = plan_training(tables / "votes.npz", (), **SHAPE)
+    assert plan.recipe.bf16 == native
+    assert plan_training(tables / "votes.npz", (), **SHAPE, bf16=not native).recipe.bf16 != native
+    run = Run(plan, tmp_path)
+    assert run.layout == (torch.channels_last if native else torch.contiguous_format)
+    run.resume()
+    other = TrainingPlan(plan.data, plan.config, replace(plan.recipe, bf16=not native))
+    with pytest.raises(fer_edge.ConversionError, match="--bf16"):
+        Run(other, tmp_path).resume()
 
 
 def test_plans_that_are_refused(tables: Path, bundle: Path) -> None:

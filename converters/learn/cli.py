@@ -113,6 +113,7 @@ def sentences(text_encoder: str, source_name: str, output: Path | None, as_json:
 @click.option("--without", multiple=True, help="Leave this expression out: its faces and its sentences. Repeatable.")
 @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same run.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: torch's own.")
+@click.option("--bf16/--no-bf16", default=None, help="Products in bf16, else fp32. Default: bf16 where this machine has it.")
 @common
 def train(
     faces: Path,
@@ -121,6 +122,7 @@ def train(
     teachers: tuple[str, ...],
     projection: Path | None,
     threads: int | None,
+    bf16: bool | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -135,21 +137,26 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     with hushed():
+        from .device import native_bf16, training_device
         from .plan import plan_training
         from .student import save_student
         from .teachers import open_teacher
         from .train import train_student
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = training_device()
+        bf16 = native_bf16(device) if bf16 is None else bf16
         heads = [None if Path(t).is_file() or Path(t, "manifest.json").is_file() else projection for t in teachers]
         if projection is not None and projection not in heads:
             raise UsageError("--projection goes with a --teacher that is a CLIP")
-        known = tuple(open_teacher(t, head, device, bf16=True) for t, head in zip(teachers, heads, strict=True))
-        plan = plan_training(faces, known, **options)
+        known = tuple(open_teacher(t, head, device, bf16=bf16) for t, head in zip(teachers, heads, strict=True))
+        plan = plan_training(faces, known, bf16=bf16, **options)
+    ran = {"device": device, "arithmetic": "bf16" if bf16 else "fp32"}
+    count = f"{len(known)} teacher{'' if len(known) == 1 else 's'}"
+    say(f"{len(plan.data.train.images)} faces, {count}, on {device} in {ran['arithmetic']}")
     with fraction(sys.stderr, "training") as progress:
         checkpoint = train_student(plan, work, _say_epoch, progress)
     save_student(output, checkpoint)
-    emit({"checkpoint": str(output), "work": str(work)}) if as_json else say(
+    emit({"checkpoint": str(output), "work": str(work), **ran}) if as_json else say(
         f"Written: {output}; now: fer-edge convert {output} -o BUNDLE"
     )
 

@@ -54,7 +54,7 @@ def lighter(faces: Path, validation: Path, work: Path, epochs: int) -> None:
     """A small ViT, trained on FACES, with a smaller input and with merged tokens, on VALIDATION in float32: share of the
     multiplications, WAR, UAR, and agreement and centred cosine with the whole one. Nothing is trained after the change."""
     plan = plan_training(faces, (), validation)
-    plan = TrainingPlan(plan.data, VitConfig(), replace(RECIPE, epochs=epochs))
+    plan = TrainingPlan(plan.data, VitConfig(), replace(RECIPE, epochs=epochs, bf16=plan.recipe.bf16))
     run = Run(plan, work)
 
     def line(report: EpochReport) -> None:

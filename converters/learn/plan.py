@@ -11,6 +11,7 @@ from fer_edge.errors import UsageError
 from fer_edge.labels import LABEL_SETS
 
 from .augment import Strength
+from .device import native_bf16, training_device
 from .faces import load_faces, load_pictures
 from .recipe import Recipe, TrainingData, TrainingPlan
 from .sentences import descriptions, phrases, stored_sentences
@@ -27,10 +28,12 @@ def plan_training(
     widths: tuple[int, ...] = StudentConfig.widths,
     depths: tuple[int, ...] = StudentConfig.depths,
     strength: float = 1.0,
+    bf16: bool | None = None,
     **recipe: float,
 ) -> TrainingPlan:
     """Read the faces and shape the student. ``strength``: how hard faces are disturbed and mixed, against the recipe's
-    defaults; ``recipe``: other fields of :class:`Recipe` that differ from them.
+    defaults; ``bf16``: None where this machine has it; ``recipe``: other fields of :class:`Recipe` that differ from its
+    defaults.
 
     Faces without votes need one teacher, whose space the student takes over. Raises UsageError or ConversionError."""
     if len(widths) != len(depths):
@@ -55,7 +58,8 @@ def plan_training(
         config = StudentConfig(size, widths, depths, feature_dim, text_dim)
     data = TrainingData(train, known, stored_sentences(), descriptions(), phrases(), labels)
     disturbed: dict[str, Any] = {"strength": Strength().times(strength), "mixup": strength * Recipe.mixup}
-    return TrainingPlan(data, config, Recipe(**{**disturbed, **recipe}), tuple(teachers))
+    known_bf16 = native_bf16(training_device()) if bf16 is None else bf16
+    return TrainingPlan(data, config, Recipe(**{**disturbed, "bf16": known_bf16, **recipe}), tuple(teachers))
 
 
 def has_votes(faces: Path) -> bool:

@@ -30,6 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fer_edge.errors import ConversionError
 
 from .augment import disturb, mirrored, mixup, view, warp
+from .device import training_device
 from .language import constants, default_constants, draw, sentence_groups
 from .recipe import EpochReport, TrainingPlan, war_uar
 from .student import InTraining, StudentConfig
@@ -50,7 +51,7 @@ class Run:
         data, config, recipe = plan.data, plan.config, plan.recipe
         self.data, self.recipe, self.work, self.teachers = data, recipe, work, plan.teachers
         torch.manual_seed(recipe.seed)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = training_device()
         # Channels-last pays with bf16 only, and torch 2.13 crashes in its float32 backward pass at 8 channels.
         self.layout = torch.channels_last if recipe.bf16 else torch.contiguous_format
         net = config.network(recipe.dropout)
@@ -116,7 +117,10 @@ class Run:
         self.work.mkdir(parents=True, exist_ok=True)
         whose, file = self.work / "run", self.work / "state.pt"
         if (whose.exists() or file.exists()) and (not whose.exists() or whose.read_text() != self.identity):
-            raise ConversionError(f"{self.work} holds another training run; remove it or name another --work folder")
+            raise ConversionError(
+                f"{self.work} holds another training run (other faces, teachers or options, or the other choice of --bf16, "
+                "which depends on the machine); remove it or name another --work folder"
+            )
         _replace(whose, lambda partial: partial.write_text(self.identity))
         if not file.exists():
             return
