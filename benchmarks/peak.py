@@ -1,5 +1,5 @@
 """What a plain chain of matrix products reaches on this machine: the probe in ``probe/`` (made by
-``converters/probe.py``), run in the same engine, at the same precision and with the same threads as the model."""
+``converters/probe.py``), run at the same precision and with the same threads as the model, in one engine after another."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from .results import Configuration
 
 PROBE = Path(__file__).parent / "probe"
 SUFFIXES = {"openvino": (".xml", ".bin"), "litert": (".tflite",), "onnxruntime": (".onnx",)}
+PROBED = tuple(SUFFIXES)
+"""Runtimes with a probe."""
 SIDE, CHANNELS, PRODUCTS = 32, 256, 8
 """Of ``converters/probe.py``."""
 MACS = SIDE * SIDE * (3 * CHANNELS + PRODUCTS * CHANNELS * CHANNELS)

@@ -140,7 +140,7 @@ class Row:
 
     @property
     def share_of_peak(self) -> float | None:
-        """Of what a plain matrix product reaches here at this precision."""
+        """Of what a plain matrix product reaches here at this precision and threads, in the engine that is fastest at it."""
         rate, peak = self.gmacs_per_s, self.peak_gmacs_per_s
         return None if rate is None or not peak else rate / peak
 

@@ -20,7 +20,7 @@ import pytest
 from fer_edge.benchmarks import bench as benching
 from fer_edge.benchmarks import loadgen, modes, traffic
 from fer_edge.benchmarks import sustained as long
-from fer_edge.benchmarks.bench import Plan, bench, configurations, only
+from fer_edge.benchmarks.bench import Plan, bench, configurations, only, peaks_of
 from fer_edge.benchmarks.compare import compare
 from fer_edge.benchmarks.footprint import engine_files, forget, memory_mb
 from fer_edge.benchmarks.macs import count_macs
@@ -614,6 +614,21 @@ def test_the_probe_runs_everywhere(runtime: str, precision: str) -> None:
     assert peak > 0.5
     assert peak_gmacs_per_s(Configuration("", "null", precision, None, 1)) is None
     assert peak_gmacs_per_s(Configuration("", runtime, precision, "NO-SUCH-DEVICE", 1)) is None
+
+
+def test_the_peak_is_that_of_the_fastest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked once of each engine, whatever the bundles; an engine that is not there, or refuses, counts for nothing."""
+    asked: list[Configuration] = []
+
+    def reaches(configuration: Configuration) -> float | None:
+        asked.append(configuration)
+        return {"openvino": 10.0, "litert": 30.0 * (configuration.threads or 0)}.get(configuration.runtime)
+
+    monkeypatch.setattr("fer_edge.benchmarks.bench.isolated_peak", reaches)
+    wanted = [Configuration(b, r, "int8", None, t) for b in "ab" for r in ("openvino", "null") for t in (1, 2)]
+    found = peaks_of(wanted)
+    assert [found[c] for c in wanted] == [30.0, 60.0, None, None] * 2
+    assert sorted((c.runtime, c.threads) for c in asked) == sorted((r, t) for r in RUNTIMES for t in (1, 2))
 
 
 def test_memory_is_read_from_the_kernels_words(tmp_path: Path) -> None:
