@@ -80,6 +80,21 @@ def test_it_is_made_from_the_shipped_checkpoint(root: Path, tmp_path: Path) -> N
     )
 
 
+def test_the_first_example_of_the_readme_is_true(root: Path) -> None:
+    """Its labels and its row of ``verify``, within what processors differ by."""
+    readme = (root / "README.md").read_text()
+    shown = re.search(r"astronaut.png: (\w+) ([\d.]+)%, (\w+) ([\d.]+)%", readme)
+    row = re.search(r"^openvino int8 +ok +([\d.]+) ", readme, re.MULTILINE)
+    assert shown
+    assert row
+    with fer_edge.load(runtime="openvino") as clf:
+        scores = clf.predict(root / "examples" / "astronaut.png", box=(168, 56, 112, 112)).scores
+    assert sorted(scores, key=lambda label: -scores[label])[:2] == [shown[1], shown[3]]
+    assert [100 * scores[shown[i]] for i in (1, 3)] == pytest.approx([float(shown[i]) for i in (2, 4)], abs=0.3)
+    (artefact,) = (a for a in open_bundle(DEFAULT_BUNDLE).manifest.artefacts if a.runtime == "openvino")
+    assert float(row[1]) == pytest.approx(artefact.parity["centred_cosine"], abs=0.002)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_accuracy_on_public_test(runtime: str, data: Path) -> None:
     """int8 WAR on the validation split, as the model card states it."""
