@@ -49,7 +49,7 @@ file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("faces", type=file)
 @click.argument("validation", type=file)
 @click.option("--work", type=click.Path(path_type=Path), default="runs/vit", show_default=True)
-@click.option("--epochs", default=8, show_default=True)
+@click.option("--epochs", default=5, show_default=True)
 def lighter(faces: Path, validation: Path, work: Path, epochs: int) -> None:
     """A small ViT, trained on FACES, with a smaller input and with merged tokens, on VALIDATION in float32: share of the
     multiplications, tokens before the first layer and after the last, WAR, UAR, and agreement and centred cosine with the
