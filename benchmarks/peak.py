@@ -14,9 +14,8 @@ from fer_edge.errors import EngineError, MissingExtraError
 from .results import Configuration
 
 PROBE = Path(__file__).parent / "probe"
-SUFFIXES = {"openvino": (".xml", ".bin"), "litert": (".tflite",), "onnxruntime": (".onnx",)}
-PROBED = tuple(SUFFIXES)
-"""Runtimes with a probe."""
+PROBED = {"openvino": (".xml", ".bin"), "litert": (".tflite",), "onnxruntime": (".onnx",)}
+"""Runtimes with a probe, and how its files end."""
 SIDE, CHANNELS, PRODUCTS = 32, 256, 8
 """Of ``converters/probe.py``."""
 MACS = SIDE * SIDE * (3 * CHANNELS + PRODUCTS * CHANNELS * CHANNELS)
@@ -26,7 +25,7 @@ SECONDS = 0.5
 def peak_gmacs_per_s(configuration: Configuration) -> float | None:
     """10^9 multiply-accumulates a second, by the fastest tenth of half a second's runs. None for runtimes without a probe,
     and where the engine refuses it."""
-    suffixes = SUFFIXES.get(configuration.runtime)
+    suffixes = PROBED.get(configuration.runtime)
     if suffixes is None:
         return None
     files = [PROBE / f"{configuration.runtime}-{configuration.precision}{suffix}" for suffix in suffixes]

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,23 @@ import numpy as np
 import pytest
 from fer_edge.benchmarks import bench as benching
 from fer_edge.benchmarks import loadgen, modes, traffic
-from fer_edge.benchmarks import sustained as long
-from fer_edge.benchmarks.bench import Plan, bench, configurations, only, peaks_of
+from fer_edge.benchmarks.bench import Plan, bench, configurations, only
 from fer_edge.benchmarks.compare import compare
 from fer_edge.benchmarks.footprint import engine_files, forget, memory_mb
 from fer_edge.benchmarks.macs import count_macs
 from fer_edge.benchmarks.measure import Job
-from fer_edge.benchmarks.peak import peak_gmacs_per_s
-from fer_edge.benchmarks.random_clip import write_clip
 from fer_edge.benchmarks.results import SCENARIOS, Configuration, Results, latency, read_results
 from fer_edge.benchmarks.screen import IDENTITY, bench_text, fitting
-from fer_edge.benchmarks.sustained import Point, throttled_after
-from fer_edge.benchmarks.tables import flat_csv, markdown, number, rows_of, sustained_text
+from fer_edge.benchmarks.tables import flat_csv, markdown, number, rows_of
 from fer_edge.benchmarks.traffic import Load
 from fer_edge.benchmarks.worker import Served, run_isolated
-from fer_edge.converters.convert import convert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measuring import QUICK, command, wrong_bundle
 
 import fer_edge
-from fer_edge.bundle import Bundle, open_bundle, write_manifest
+from fer_edge.bundle import open_bundle, write_manifest
 from fer_edge.classifier import DEFAULT_BUNDLE
-from fer_edge.manifest import digest_of
 
 RUNTIMES = ("openvino", "litert", "onnxruntime")
 CONTRACT = {"runtime", "precision", "device", "threads", "scenario", "latency_ms", "throughput_per_s", "load_ms", "first_ms"}
@@ -432,82 +426,6 @@ def test_an_engine_that_talks_stops_nothing_and_half_an_answer_is_none(tmp_path:
         Served(wanted, str(talker))
 
 
-def test_sustained_work_on_the_command_line() -> None:
-    result = command("--runtime", "litert", "--threads", "1,2", "--sustained", "2s", "--json")
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)["sustained"]
-    assert found["configuration"] in {"litert int8, 1 thread", "litert int8, 2 threads"}
-    assert len(found["ranking"]) == 2
-    assert found["points"][-1]["at"] < 60
-    assert all(10 < point["resident_mb"] < 2000 for point in found["points"])
-    assert {r["digest"] for r in found["ranking"]} == {digest_of(open_bundle(DEFAULT_BUNDLE).manifest)}
-    assert {(r["answers"], r["bundle"]) for r in found["ranking"]} == {("ok", str(DEFAULT_BUNDLE))}
-
-
-def test_a_wrong_model_does_not_win_by_endurance(bundle: Path, tmp_path: Path) -> None:
-    """Of a ladder: the right one works, the wrong one is named, and the exit status says so."""
-    ladder = tmp_path / "ladder"
-    ladder.mkdir()
-    shutil.copytree(bundle, ladder / "right")
-    wrong_bundle(bundle).rename(ladder / "wrong")
-    result = command("--all-bundles", ladder, "--runtime", "litert", "--threads", 1, "--sustained", "1s")
-    assert result.exit_code == 1
-    assert result.output.startswith("right, litert int8, 1 thread worked for 1 s")
-    assert "wrong, litert int8, 1 thread GIVES WRONG ANSWERS: centred cosine" in result.output
-
-
-def test_what_fails_late_does_not_lose_the_series(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine dies in the third second, and the fastest cannot be ranked again."""
-    blocks: list[int] = []
-
-    class Dying:
-        def __init__(self, configuration: Configuration) -> None:
-            self.runtime, self.ready = configuration.runtime, dict[str, str]()
-
-        def resident_mb(self) -> float:
-            return 50.0
-
-        def block(self, count: int, meanwhile: Any = lambda: None) -> list[float]:
-            meanwhile()
-            blocks.append(count)
-            if len(blocks) > 11 and self.runtime == "null":
-                raise fer_edge.EngineError("out of memory")
-            return [1.0 if self.runtime == "null" else 2.0] * count
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(long, "Served", Dying)
-    pairs = (("null", "fp32"), ("openvino", "int8"), ("litert", "int8"))
-    found = long.sustained([Configuration(str(DEFAULT_BUNDLE), *pair, None, 1) for pair in pairs], 60.0)
-    assert len(found.points) == 1
-    assert found.stopped is not None
-    assert "out of memory" in found.stopped
-    assert [(r.before_ms, r.after_ms, r.problem) for r in found.ranking] == [
-        (1.0, None, "out of memory"),
-        (2.0, 2.0, None),
-        (2.0, 2.0, None),
-    ]
-    lines = sustained_text(asdict(found)).splitlines()
-    assert "IT STOPPED after" in lines[1]
-    assert lines[3].split() == [
-        "1",
-        "null",
-        "fp32,",
-        "1",
-        "thread:",
-        "1",
-        "ms",
-        "openvino",
-        "int8,",
-        "1",
-        "thread:",
-        "2",
-        "ms",
-    ]
-    assert lines[-1] == "not ranked when hot, null fp32, 1 thread: out of memory"
-
-
 def test_accuracy_that_fails_does_not_lose_the_run(run: Results, data: Path, bundle: Path, tmp_path: Path) -> None:
     """The model of one engine is altered after it was measured."""
     with np.load(data / "fer2013" / "public_test.npz") as z:
@@ -562,73 +480,6 @@ def test_a_bundle_with_nothing_for_this_machine_is_left_out(bundle: Path, tmp_pa
     shutil.copytree(poor, tmp_path / "poorer")
     with pytest.raises(fer_edge.BundleError, match="none of 2 bundles"):
         bench(replace(plan, bundles=(poor, tmp_path / "poorer")))
-
-
-def test_throttling_is_told_from_a_hiccup() -> None:
-    def points(*ms: float) -> list[Point]:
-        return [Point(float(i), v, v, None, None) for i, v in enumerate(ms)]
-
-    assert throttled_after(points(*[1.0] * 20)) is None
-    assert throttled_after(points(*[1.0] * 8, 3.0, 3.0, *[1.0] * 10)) is None, "two points are a hiccup"
-    assert throttled_after(points(*[1.0] * 12, *[1.3] * 8)) == 12.0
-    assert throttled_after(points(*[1.0] * 60, *[1.5] * 1740)) == 60.0, "half an hour, hot after a minute"
-    assert throttled_after(points(*[1.0] * 8, 1.3, 1.3, 1.3, *[1.0] * 10)) is None, "it recovered"
-    both = points(*[1.0] * 10, 1.3, 1.3, 1.3, *[1.0] * 600, *[1.3] * 1200)
-    assert throttled_after(both) == 613.0, "the hiccup at 10 s was none of it"
-    assert throttled_after(points(*[1.0] * 50, *[1.4, 1.4, 1.0] * 100)) == 50.0, "throttled on and off"
-
-
-def test_macs_are_those_that_torch_counts(tmp_path: Path) -> None:
-    """Of a convolutional student and a ViT, in the files of each runtime."""
-    import torch
-    from fer_edge.converters.reference import open_reference
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    write_clip(tmp_path / "clip", dim=32, width=48, layers=2, heads=4, patch=8, image=32)
-    convert(str(tmp_path / "clip"), tmp_path / "bundle", replace(_float_plan(), normalize="none"))
-    student = Path(loadgen.__file__).parent.parent / "converters/learn/student48.safetensors"
-    for source, bundle in ((student, DEFAULT_BUNDLE), (tmp_path / "clip", tmp_path / "bundle")):
-        graph, opened = open_reference(str(source)).graph, open_bundle(bundle)
-        spec = opened.manifest.input
-        # In its products: the counter knows no fused attention on a CPU.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-            graph(torch.zeros((1, spec.height, spec.width, spec.channels), dtype=torch.uint8))
-        for runtime in RUNTIMES:
-            one = tuple(a for a in opened.manifest.artefacts if a.runtime == runtime)
-            counted = count_macs(Bundle(opened.folder, replace(opened.manifest, artefacts=one)))
-            assert counted == pytest.approx(counter.get_total_flops() / 2, rel=0.02), (source.name, runtime)
-
-
-def _float_plan() -> Any:
-    from fer_edge.converters.convert import Plan as ConversionPlan
-
-    return ConversionPlan(precisions=("fp32",))
-
-
-@pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_the_probe_runs_everywhere(runtime: str, precision: str) -> None:
-    peak = peak_gmacs_per_s(Configuration("", runtime, precision, None, 1))
-    assert peak is not None
-    assert peak > 0.5
-    assert peak_gmacs_per_s(Configuration("", "null", precision, None, 1)) is None
-    assert peak_gmacs_per_s(Configuration("", runtime, precision, "NO-SUCH-DEVICE", 1)) is None
-
-
-def test_the_peak_is_that_of_the_fastest_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked once of each engine, whatever the bundles; an engine that is not there, or refuses, counts for nothing."""
-    asked: list[Configuration] = []
-
-    def reaches(configuration: Configuration) -> float | None:
-        asked.append(configuration)
-        return {"openvino": 10.0, "litert": 30.0 * (configuration.threads or 0)}.get(configuration.runtime)
-
-    monkeypatch.setattr("fer_edge.benchmarks.bench.isolated_peak", reaches)
-    wanted = [Configuration(b, r, "int8", None, t) for b in "ab" for r in ("openvino", "null") for t in (1, 2)]
-    found = peaks_of(wanted)
-    assert [found[c] for c in wanted] == [30.0, 60.0, None, None] * 2
-    assert sorted((c.runtime, c.threads) for c in asked) == sorted((r, t) for r in RUNTIMES for t in (1, 2))
 
 
 def test_memory_is_read_from_the_kernels_words(tmp_path: Path) -> None:
