@@ -14,6 +14,7 @@ import litert_torch
 import numpy as np
 import torch
 from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
+from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.qtyping import (
     ComputePrecision,
     OpQuantizationConfig,
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from .graph import EdgeGraph
 
 _SIGNATURE = "serving_default"
+_LOGITS = "^serving_default_logits_output"
 _STATIC_OPS = (TFLOperationName.CONV_2D, TFLOperationName.DEPTHWISE_CONV_2D, TFLOperationName.PAD)
 
 
@@ -48,7 +50,7 @@ def export(
         if precision == "fp16":
             _quantized(_fp16(plain), folder / name)
         elif precision == "int8" and architecture == "vit":
-            _quantized(quantizer.Quantizer(str(plain), recipe.dynamic_wi8_afp32()), folder / name)
+            _quantized(_dynamic(plain), folder / name)
         elif precision == "int8":
             _static(plain, folder / name, calibration)
         files[precision] = [name]
@@ -65,6 +67,13 @@ def _fp16(plain: Path) -> quantizer.Quantizer:
         explicit_dequantize=True,
     )
     work.update_quantization_recipe(".*", TFLOperationName.ALL_SUPPORTED, config, algorithm_key="float_casting")
+    return work
+
+
+def _dynamic(plain: Path) -> quantizer.Quantizer:
+    """All of it but the product with the class constants."""
+    work = quantizer.Quantizer(str(plain), recipe.dynamic_wi8_afp32())
+    work.update_quantization_recipe(_LOGITS, TFLOperationName.ALL_SUPPORTED, algorithm_key=AlgorithmName.NO_QUANTIZE)
     return work
 
 

@@ -27,6 +27,7 @@ from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.cli import main
 from fer_edge.doctor import cpu, saturates
 from fer_edge.labels import LABEL_SETS
+from fer_edge.runtime import Options, load_runtime
 
 
 @pytest.fixture(scope="module")
@@ -361,6 +362,32 @@ def test_graph_names_for_users_of_other_languages(converted: Path, clip: Path, t
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [("image", "tensor(uint8)", [1, 32, 32, 3])]
     assert [(o.name, o.type) for o in session.get_outputs()] == [("feature", "tensor(float)"), ("logits", "tensor(float)")]
     assert not (tmp_path / "o" / "onnxruntime-fp32.onnx").exists()
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "litert", "onnxruntime"])
+def test_the_graphs_own_logits_are_the_formula_on_its_feature(runtime: str, clip: Path, tmp_path: Path) -> None:
+    """Users of other languages read ``logits``: the head is not quantized. fp16 rounds the class constants, by 2^-11
+    of logits up to 100."""
+    plan = Plan(
+        projection=clip.parent / "head.pth", runtimes=(runtime,), precisions=("fp32", "fp16", "int8"), allow_drift=True
+    )
+    bundle = convert(str(clip), tmp_path / "b", plan)
+    labels = label_set(bundle, bundle.manifest.default_labels)
+    crops = np.random.default_rng(0).integers(0, 256, (8, 1, 32, 32, 3), dtype=np.uint8)
+    adapter = load_runtime(runtime)
+    for artefact in bundle.manifest.artefacts:
+        files = [bundle.folder / file.path for file in artefact.files]
+        session = adapter.open(files, Options(artefact.precision, "CPU", 1, None))
+        try:
+            for crop in crops:
+                feature, logits = session.run(crop)
+                exact = feature.astype(np.float64) / np.linalg.norm(feature.astype(np.float64)) @ labels.constants.T
+                limit = 0.05 if artefact.precision == "fp16" else 1e-3
+                np.testing.assert_allclose(
+                    logits, labels.logit_scale * exact, rtol=0, atol=limit, err_msg=artefact.precision
+                )
+        finally:
+            session.close()
 
 
 def test_bf16_is_had_by_asking_and_is_reported(converted: Path) -> None:
