@@ -75,10 +75,15 @@ def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Result
                 raise
             interrupted = True
             break
-    on_progress(1.0, "peak of this machine")
     macs = {name: count_macs(bundle) for name, bundle in opened.items()}
     measured = [c for c in wanted if parts[c]]
-    peaks = dict.fromkeys(measured) if interrupted else peaks_of(measured)
+    peaks: Mapping[Configuration, float | None] = dict.fromkeys(measured)
+    if not interrupted:
+        on_progress(1.0, "peak of this machine")
+        try:
+            peaks = peaks_of(measured)
+        except KeyboardInterrupt:  # what was measured stands without its share of the peak
+            interrupted = True
     rows = [row for c in measured for row in _rows(c, parts[c], macs[c.bundle], peaks[c])]
     extras = {"run": _asked(plan), **({"skipped": nothing} if nothing else {}), **marked(interrupted)}
     extras |= {"in_process": True} if plan.in_process else {}

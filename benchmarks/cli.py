@@ -34,6 +34,7 @@ def evaluate(
     """WAR, UAR, confusion and recall on labelled faces.
 
     DATA: a folder with a folder of images per class, or an npz with a member 'images' (uint8) and --truth and --classes.
+    An image that cannot be read is named and counts nowhere, and the exit status is 2.
     """
     need_extra("sklearn", "rich", extra="bench")
     from fer_edge.classifier import load
@@ -48,3 +49,5 @@ def evaluate(
     for entry in result.unreadable:
         say(f"Left out, unreadable: {entry['error']}")
     emit(result.as_json()) if as_json else click.echo(evaluation_text(result))
+    if result.unreadable:
+        sys.exit(2)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Numbers, bundle_argument, common, emit, fraction, need_extra, say
+from fer_edge.console import Finite, Numbers, bundle_argument, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,17 +57,15 @@ _OPTIONS = (
         type=click.Choice(["single-stream", "offline", "multi-stream", "server", "camera"]),
         help="Repeatable. Default: single-stream and offline.",
     ),
-    click.option("--seconds", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Of a timed block."),
+    click.option("--seconds", type=Finite(min=0.05), default=1.0, show_default=True, help="Of a timed block."),
     click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Fresh processes of each."),
     click.option("--mlperf", is_flag=True, help="MLPerf's official minimum durations: ten minutes a scenario."),
     click.option(
         "--latency-bound",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Finite(min=0, min_open=True),
         help="Of server, in ms. Default: twice the single-stream p90.",
     ),
-    click.option(
-        "--fps", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Frames a second of camera."
-    ),
+    click.option("--fps", type=Finite(min=0.1), default=30.0, show_default=True, help="Frames a second of camera."),
     click.option("--faces", type=click.IntRange(1, 8), default=1, show_default=True, help="Faces in a frame of camera."),
     click.option(
         "--photo",
@@ -107,7 +107,7 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     """Speed, memory, energy and right answers of every engine, precision and thread count on this box.
 
     Each configuration runs in fresh processes of its own. Exit status 1 when a configuration failed, stopped
-    early or gives wrong answers. Ctrl-C ends the run and keeps what was measured (exit status 130).
+    early or gives wrong answers. Ctrl-C or SIGTERM ends the run and keeps what was measured (exit status 130).
     """
     need_extra("sklearn", "rich", "matplotlib", extra="bench")
     from .modes import accuracy, check_faces, in_turns, ordinary, sustained, wrong
@@ -122,7 +122,7 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     check_targets(outputs.values())
     if data[0] is not None:
         check_faces(plan, data)
-    with fraction(sys.stderr, "measuring") as progress:
+    with fraction(sys.stderr, "measuring") as progress, _ended_as_by_hand():
         if other is not None:
             results = in_turns(plan, other, progress)
         elif seconds is not None:
@@ -131,17 +131,31 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
             results = ordinary(plan, progress)
         if data[0] is not None and not results.extras.get("interrupted"):
             results = accuracy(results, data, progress)
-    write_all(results, **outputs)  # first: a closed pipe or a full screen must not cost hours
+    unwritten = write_all(results, **outputs)  # first: a closed pipe or a full screen must not cost hours
     if as_json:
         emit(results.as_json())
     else:
         bench_text(results, sys.stdout)
+    if unwritten:
+        raise UsageError("; ".join(unwritten))
     if results.extras.get("interrupted"):
         say("Interrupted: what was measured until then stands above.")
         sys.exit(130)
     unfinished = results.extras.get("accuracy", {}).get("failed") or results.extras.get("sustained", {}).get("stopped")
     if results.failures or wrong(results) or unfinished:
         sys.exit(1)
+    if any(entry.get("unreadable") for entry in results.extras.get("accuracy", {}).get("of", ())):
+        sys.exit(2)
+
+
+@contextmanager
+def _ended_as_by_hand() -> Iterator[None]:
+    """SIGTERM (of ``timeout``, systemd, a container's end) ends a run as Ctrl-C does: with what it has."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _together(other: Path | None, seconds: float | None, data: Path | None, csv: Path | None, options: Any) -> None:
@@ -204,7 +218,7 @@ def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan
 @click.argument("b", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=0.05,
     show_default=True,
     help="B may be slower by this share before it counts as a regression.",
@@ -214,17 +228,17 @@ def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A second run of A: what it differs by from A is noise.",
 )
-@click.option("--partial", is_flag=True, help="B measured fewer configurations on purpose: those are no loss.")
+@click.option("--partial", is_flag=True, help="B measured less on purpose: what it did not try is no loss.")
 @common
 def compare(a: Path, b: Path, tolerance: float, again: Path | None, partial: bool, as_json: bool) -> None:
     """Was B faster than A? Two files of 'bench -o' or 'bench --json'.
 
-    Exit status 1 when a configuration of B is slower beyond noise and --tolerance, gives wrong answers, or
-    fails or is missing where A was measured.
+    Exit status 1 when a configuration of B is slower beyond noise and --tolerance, gives wrong answers or was not
+    checked for them, or fails or is missing where A was measured.
     """
     need_extra("sklearn", "rich", "matplotlib", extra="bench")
     from .compare import compare as pair
-    from .compare import differences, lost
+    from .compare import differences, lost, unchecked
     from .modes import wrong
     from .results import read_results
     from .screen import comparison_text
@@ -235,7 +249,7 @@ def compare(a: Path, b: Path, tolerance: float, again: Path | None, partial: boo
         raise UsageError("a run with --in-process is for debugging: its figures are not compared")
     found = pair(before, after, second)
     regressed = [c for c in found if c.regressed(tolerance)]
-    gone, bad = ([] if partial else lost(before, after)), wrong(after)
+    gone, bad = lost(before, after, partial), [*wrong(after), *unchecked(before, after)]
     notes = differences(before, after)
     if as_json:
         counted = {"tolerance": tolerance, "regressions": len(regressed), "failed": gone, "wrong": bad, "notes": notes}

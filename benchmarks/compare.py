@@ -57,24 +57,47 @@ class Comparison:
 def compare(a: Results, b: Results, again: Results | None = None) -> list[Comparison]:
     """Pair the rows of two runs. ``again``: a second run of A, whose difference to A is noise by definition.
 
-    Raises UsageError when they have no configuration and scenario in common."""
+    Raises UsageError when they have no configuration and scenario in common, unless it is B that failed in those of A."""
     several = several_bundles(a) or several_bundles(b)
     ours, theirs = _keyed(a, several), _keyed(b, several)
     noise = _keyed(again, several) if again else {}
     shared = [key for key in ours if key in theirs]
-    if not shared:
+    if not shared and not lost(a, b, partial=True):
         raise UsageError("the two runs have no runtime, precision, device, thread count, scenario and load in common")
     return [_pair(ours[key], theirs[key], noise.get(key), _apart(ours[key], a, theirs[key], b)) for key in shared]
 
 
-def lost(a: Results, b: Results) -> list[str]:
-    """What A measured and B did not, with the reason where B has one: a build that cannot run something is no faster one."""
+def lost(a: Results, b: Results, partial: bool = False) -> list[str]:
+    """What A measured and B did not, with the reason where B has one: a build that cannot run something is no faster one.
+    ``partial``: only what B tried and failed in."""
     several = several_bundles(a) or several_bundles(b)
-    there = {_which(row.configuration, several) for row in b.rows}
     why = {_which(f.configuration, several): f.problem for f in b.failures}
-    gone = {_which(row.configuration, several): row.configuration for row in a.rows}
-    missing = [(c, why.get(key, "not measured in B")) for key, c in gone.items() if key in why or key not in there]
-    return [f"{named(c, a)}: {problem}" for c, problem in missing]
+    there, theirs = {_which(row.configuration, several) for row in b.rows}, _keyed(b, several)
+    missing: dict[str, None] = {}
+    for key, row in _keyed(a, several).items():
+        which, name = _which(row.configuration, several), named(row.configuration, a)
+        if which in why:
+            missing[f"{name}: {why[which]}"] = None
+        elif which not in there and not partial:
+            missing[f"{name}: not measured in B"] = None
+        elif key not in theirs and not partial:
+            missing[f"{name}, {_traffic(row)}: not measured in B"] = None
+    return list(missing)
+
+
+def _traffic(row: Row) -> str:
+    """A row's scenario, and what a camera was asked for."""
+    fps, faces = (row.details.get(name) for name in ("fps", "faces"))
+    return row.scenario if fps is None else f"{row.scenario} of {fps:g} frames a second and {faces} faces"
+
+
+def unchecked(a: Results, b: Results) -> list[str]:
+    """Configurations whose answers A checked and B did not: a fast row that nobody checked is no improvement."""
+    several = several_bundles(a) or several_bundles(b)
+    known = {_which(row.configuration, several) for row in a.rows if row.parity.get("status")}
+    blind = [row.configuration for row in b.rows if not row.parity.get("status")]
+    found = dict.fromkeys(named(c, b) for c in blind if _which(c, several) in known)
+    return [f"{name}: its answers were not checked" for name in found]
 
 
 def differences(a: Results, b: Results) -> list[str]:
@@ -92,6 +115,8 @@ def differences(a: Results, b: Results) -> list[str]:
         if key in theirs and theirs[key].execution_precision != row.execution_precision
     }
     notes += sorted(computed)
+    ended = [side for side, run in (("A", a), ("B", b)) if run.extras.get("interrupted")]
+    notes += [f"{side} was interrupted: it rests on less than was asked for" for side in ended]
     asked = [{k: v for k, v in run.extras.get("run", {}).items() if k in ("seconds", "mlperf")} for run in (a, b)]
     if asked[0] and asked[1] and asked[0] != asked[1]:
         notes.append(f"length of the runs: {in_words('run', asked[0])} in A, {in_words('run', asked[1])} in B")

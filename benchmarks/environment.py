@@ -19,10 +19,10 @@ from typing import Any
 import fer_edge
 from fer_edge import doctor
 from fer_edge import runtime as rt
+from fer_edge.container import container_limits, text_of
 
 from . import sensors
 from .footprint import DISTRIBUTIONS
-from .sensors import number_of, text_of
 
 ASK_JTOP = """\
 import json
@@ -36,8 +36,6 @@ with jtop() as jetson:
 the measurement, and waits without end for a service that is stuck."""
 
 UNTESTED = "the reader follows the documents and is untested on real hardware"
-_NO_LIMIT = 2**60
-"""cgroup v1 writes "no limit" as the largest multiple of the page size in 63 bits."""
 
 
 WORDS = {
@@ -145,25 +143,6 @@ def environment(root: Path = Path("/")) -> Environment:
     return replace(found, notes=(*_warnings(found), *([complaint] if complaint else []), *unread, *_untested(found, kinds)))
 
 
-def container_limits(root: Path = Path("/")) -> tuple[float | None, int | None]:
-    """(processors, bytes) that the control groups of this process allow, None without a limit.
-
-    The tightest of the group and all above it, in cgroup v2 (Documentation/admin-guide/cgroup-v2.rst) and v1
-    (Documentation/scheduler/sched-bwc.rst, admin-guide/cgroup-v1/memory.rst), at the usual mount points."""
-    cpus: list[float] = []
-    memory: list[int] = []
-    for group in _groups(root):
-        quota, _, period = (text_of(group / "cpu.max") or "").partition(" ")
-        pairs = [
-            (_whole(quota), _whole(period)),
-            (number_of(group / "cpu.cfs_quota_us"), number_of(group / "cpu.cfs_period_us")),
-        ]
-        cpus += [q / p for q, p in pairs if q is not None and p is not None and q > 0 and p > 0]
-        limits = [number_of(group / "memory.max"), number_of(group / "memory.limit_in_bytes")]
-        memory += [limit for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
-    return min(cpus, default=None), min(memory, default=None)
-
-
 def power_mode(root: Path = Path("/"), patience: float = 10.0) -> tuple[str | None, str]:
     """(a Jetson's power mode or None, what went wrong or ""): by jetson-stats where it is installed, else the mode's number
     as nvpmodel wrote it down ("pmode:0000")."""
@@ -221,24 +200,6 @@ def _meminfo(root: Path, key: str) -> int | None:
 def _load(root: Path) -> float | None:
     match = re.match(r"[0-9]{1,6}\.[0-9]{1,6}\b", text_of(root / "proc/loadavg") or "")
     return float(match.group()) if match else None
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    """Folders of this process's control groups and of all groups above. A path that is not there (in a container, v1 shows
-    the host's) leaves its mount point, which is then the container's own group."""
-    top = root / "sys/fs/cgroup"
-    for line in (text_of(root / "proc/self/cgroup") or "").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        names = {"cpu", "memory"} & set(controllers.split(","))
-        mounts = [top / controllers, *(top / name for name in names)] if names and "/" not in controllers else []
-        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-        for mount in mounts if controllers else [top, top / "unified"]:
-            yield from (mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
-
-
-def _whole(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"[0-9]{1,19}", text) else None
 
 
 def _warnings(e: Environment) -> Iterator[str]:

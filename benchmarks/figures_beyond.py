@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,20 +132,25 @@ class _Streams:
     def faces_per_s(self, each: int) -> float:
         """``each`` faces of every stream, over the time that all of them take."""
         ready = threading.Barrier(len(self._sessions) + 1)
-        threads = [threading.Thread(target=self._work, args=(i, each, ready)) for i in range(len(self._sessions))]
-        for thread in threads:
-            thread.start()
-        ready.wait()
-        began = time.perf_counter()
-        for thread in threads:
-            thread.join()
-        return each * len(threads) / (time.perf_counter() - began)
+        with ThreadPoolExecutor(len(self._sessions)) as pool:
+            done = [pool.submit(self._work, i, each, ready) for i in range(len(self._sessions))]
+            with suppress(threading.BrokenBarrierError):
+                ready.wait()
+            began = time.perf_counter()
+            for stream in done:
+                stream.result()
+            return each * len(done) / (time.perf_counter() - began)
 
     def _work(self, which: int, each: int, ready: threading.Barrier) -> None:
         if self._processors is not None:
             os.sched_setaffinity(0, {self._processors[which]})
         session = self._sessions[which]
-        rt.run(session, self._crops[0])
-        ready.wait()
+        try:
+            rt.run(session, self._crops[0])
+        except BaseException:
+            ready.abort()  # nobody shall wait for this stream
+            raise
+        with suppress(threading.BrokenBarrierError):
+            ready.wait()
         for i in range(each):
             rt.run(session, self._crops[i % len(self._crops)])

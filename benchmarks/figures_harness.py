@@ -62,6 +62,7 @@ def harness(times: int) -> None:
 def noise(work: Path, times: int, runtime: str, precision: str, rounds: int) -> None:
     """Two runs of one build, and the same with one more layer planted in an encoder of ten (10% more products), judged
     TIMES times by ``compare`` and by ``--interleave``. Keeps both bundles in WORK; takes about two minutes a time."""
+    work.mkdir(parents=True, exist_ok=True)
     bundles = [_bundle(work, layers, runtime, precision) for layers in (LAYERS, LAYERS + 1)]
     plan = Plan((bundles[0],), runtimes=(runtime,), precisions=(precision,), scenarios=("single-stream",), rounds=rounds)
     (a,) = only(plan)

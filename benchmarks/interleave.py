@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, sqrt
 from statistics import fmean, median
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .compare import DRAWS, SMALLEST_FLOOR, Verdict, verdict
+from .compare import DRAWS, LONELY_FLOOR, SMALLEST_FLOOR, Verdict, verdict
 from .results import Configuration
 from .worker import Served
 
@@ -27,7 +27,8 @@ SKIPPED = 0.2
 class Interleaved:
     """``ratio``: B over A, above 1 is slower; ``interval``: 95%, drawn over rounds and blocks; ``floor``: two standard
     errors of what fresh processes of one build differ by; ``rounds`` and ``noise``: B / A and A / A of each round; ``a`` and
-    ``b``: engine, device and fer-edge's version, as the processes told them."""
+    ``b``: engine, device and fer-edge's version, as the processes told them; ``interrupted``: after fewer rounds than
+    asked for."""
 
     a: dict[str, str]
     b: dict[str, str]
@@ -39,6 +40,7 @@ class Interleaved:
     verdict: Verdict
     rounds: tuple[float, ...]
     noise: tuple[float, ...]
+    interrupted: bool = False
 
 
 def interleave(
@@ -50,24 +52,44 @@ def interleave(
     on_progress: Callable[[float], None] = lambda done: None,
 ) -> Interleaved:
     """Measure A and B in turns. ``python``: the interpreter of another environment that B runs in, with its own build of
-    fer-edge. Raises FerEdgeError."""
-    found = np.empty((rounds, turns, 3))
+    fer-edge. Interrupted after a round, it judges those that it has. Raises FerEdgeError."""
+    found: list[NDArray[np.float64]] = []
     said: list[dict[str, str]] = []
+    interrupted = False
     for k in range(rounds):
-        with ExitStack() as stack:
-            served = [Served(a), Served(a), Served(b, python) if python else Served(b)]
-            for one in served:
-                stack.callback(one.close)
-            said = [{name: str(value) for name, value in one.ready.items()} for one in served]
-            counts = [max(4, round(BLOCK_MS / median(one.block(5)[1:]))) for one in served]
-            for turn in range(turns):
-                for i in range(3):
-                    # In both directions: what one leaves in the caches must not always burden the same other.
-                    which = (turn + k + (i if turn % 2 else -i)) % 3
-                    block = served[which].block(counts[which])
-                    found[k, turn, which] = median(block[int(len(block) * SKIPPED) :])
-                on_progress((k + (turn + 1) / turns) / rounds)
-    return judge(found, said[0], said[2])
+
+        def show(done: float, k: int = k) -> None:
+            on_progress((k + done) / rounds)
+
+        try:
+            blocks, said = _round(a, b, k, turns, python, show)
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            interrupted = True
+            break
+        found.append(blocks)
+    return replace(judge(np.stack(found), said[0], said[2]), interrupted=interrupted)
+
+
+def _round(
+    a: Configuration, b: Configuration, k: int, turns: int, python: str | None, on_progress: Callable[[float], None]
+) -> tuple[NDArray[np.float64], list[dict[str, str]]]:
+    """Block medians (turns, 3) of A, A again and B in round ``k``, and what the processes said of themselves."""
+    found = np.empty((turns, 3))
+    with ExitStack() as stack:
+        served = [Served(a), Served(a), Served(b, python) if python else Served(b)]
+        for one in served:
+            stack.callback(one.close)
+        counts = [max(4, round(BLOCK_MS / median(one.block(5)[1:]))) for one in served]
+        for turn in range(turns):
+            for i in range(3):
+                # In both directions: what one leaves in the caches must not always burden the same other.
+                which = (turn + k + (i if turn % 2 else -i)) % 3
+                block = served[which].block(counts[which])
+                found[turn, which] = median(block[int(len(block) * SKIPPED) :])
+            on_progress((turn + 1) / turns)
+        return found, [{name: str(value) for name, value in one.ready.items()} for one in served]
 
 
 def judge(blocks: NDArray[np.float64], a: dict[str, str], b: dict[str, str], seed: int = 0) -> Interleaved:
@@ -80,6 +102,8 @@ def judge(blocks: NDArray[np.float64], a: dict[str, str], b: dict[str, str], see
     noise = np.median(logs[:, :, 1] - logs[:, :, 0], axis=1)
     middles = np.median(differences, axis=1)
     floor = max(SMALLEST_FLOOR, 2 * sqrt(0.75 * fmean(noise**2) / len(noise)))
+    if len(noise) == 1:
+        floor = max(floor, LONELY_FLOOR)
     generator = np.random.default_rng(seed)
     count, turns = differences.shape
     chosen = generator.integers(count, size=(DRAWS, count))

@@ -12,11 +12,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fer_edge.errors import EngineError
+from fer_edge.errors import EngineError, importable
 
 from .results import Latency, Scenario, latency
 from .traffic import FEWEST, Answer, Load, Recorder, Traffic
@@ -33,7 +32,7 @@ _SERVER_STEPS = 6
 
 def installed() -> bool:
     """Whether there is a LoadGen on this machine (no wheel exists for aarch64)."""
-    return find_spec("mlperf_loadgen") is not None
+    return importable("mlperf_loadgen")
 
 
 def traffic(scenario: Scenario, answer: Answer, crops: int, load: Load) -> Traffic:

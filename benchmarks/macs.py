@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from fer_edge.bundle import Bundle, artefact_files
+from fer_edge.errors import importable
 
 Shape = Sequence[int]
 
@@ -24,7 +24,7 @@ def count_macs(bundle: Bundle) -> int | None:
     for runtime, read in readers.items():
         package = packages[runtime]
         for artefact in bundle.manifest.artefacts:
-            if artefact.runtime == runtime and (package is None or find_spec(package) is not None):
+            if artefact.runtime == runtime and (package is None or importable(package)):
                 try:
                     return sum(read(artefact_files(bundle, artefact)[0]))
                 except Exception:  # an altered file, an operator of a vendor's: the next artefact may be readable

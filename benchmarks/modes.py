@@ -58,6 +58,9 @@ def in_turns(plan: Plan, other: Path, progress: Fraction) -> Results:
             break
         else:
             found.append({"configuration": asdict(a), "name": a.name, "other": str(other), **asdict(result)})
+            if result.interrupted:
+                interrupted = True
+                break
     return Results(environment().as_json(), (), tuple(failures), {"interleaved": found, **marked(interrupted)})
 
 

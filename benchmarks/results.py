@@ -6,6 +6,7 @@ milliseconds, memory and files are MB (10^6 bytes), MACs are multiply-accumulate
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -200,7 +201,7 @@ def named(configuration: Configuration, results: Results) -> str:
 def read_results(path: Path) -> Results:
     """Read what ``bench --json`` printed. Raises UsageError for anything else, or for a newer schema."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(), parse_constant=_no_number)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {' '.join(str(error).split())[:120]}") from error
     schema = value.get("schema") if isinstance(value, dict) else None
@@ -212,16 +213,43 @@ def read_results(path: Path) -> Results:
         rows = tuple(_row(row) for row in value["results"])
         failures = tuple(Failure(_configuration(f), str(f["problem"])) for f in value["failures"])
         environment = dict(value["environment"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        known = {"schema", "environment", "results", "failures"}
+        extras = _extras({k: v for k, v in value.items() if k not in known})
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UsageError(f"{path} does not hold what 'fer-edge bench --json' prints ({error!r:.80})") from error
-    known = {"schema", "environment", "results", "failures"}
-    return Results(environment, rows, failures, {k: v for k, v in value.items() if k not in known})
+    return Results(environment, rows, failures, extras)
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _extras(value: dict[str, Any]) -> dict[str, Any]:
+    """The parts that only some runs have, of the kinds that are read again."""
+    for name, kind in (("run", dict), ("sustained", dict), ("interleaved", list), ("accuracy", dict), ("skipped", list)):
+        if name in value and not isinstance(value[name], kind):
+            raise ValueError(name)
+    for ranked in value.get("sustained", {}).get("ranking", ()):
+        str(ranked["configuration"]), str(ranked["bundle"]), ranked.get("answers"), ranked.get("wrong")
+    for entry in value.get("interleaved", ()):
+        str(entry["name"]), entry["a"].get("answers"), entry["b"].get("answers")
+    return value
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is no measurement")
+    return number
 
 
 def _configuration(row: Mapping[str, Any]) -> Configuration:
     asked = {"device": row.get("device_asked", row.get("device"))}
     asked["execution_precision"] = row.get("execution_precision_asked", row.get("execution_precision"))
     named = {k: row[k] for k in ("bundle", "runtime", "precision", "threads")}
+    texts = all(isinstance(named[k], str) for k in ("bundle", "runtime", "precision"))
+    if not texts or type(named["threads"]) is not int or not all(isinstance(v, (str, type(None))) for v in asked.values()):
+        raise ValueError("configuration")
     return Configuration(**named, **asked)
 
 
@@ -235,12 +263,12 @@ _KINDS = (
 
 
 def _row(row: Mapping[str, Any]) -> Row:
-    samples = tuple(tuple(float(v) for v in part) for part in row["samples"])
-    reference = tuple(float(v) for v in row["reference_ms"])
+    samples = tuple(tuple(map(_finite, part)) for part in row["samples"])
+    reference = tuple(map(_finite, row["reference_ms"]))
     if not all(samples) or not samples or not reference or row["scenario"] not in SCENARIOS:
         raise ValueError("samples, reference_ms or scenario")
     times = np.concatenate([*samples, reference])
-    if not (np.isfinite(times) & (times > 0)).all():
+    if not (times > 0).all():
         raise ValueError("samples or reference_ms: no positive numbers")
     taken: dict[str, Any] = {
         name: row[name]
@@ -251,12 +279,14 @@ def _row(row: Mapping[str, Any]) -> Row:
         for name in names:
             if not isinstance(row[name], kinds) or isinstance(row[name], bool):
                 raise ValueError(name)
+    if not all(isinstance(row["details"].get(name), (int, float, type(None))) for name in ("fps", "faces")):
+        raise ValueError("details")
     times_of_start = (row[name] for name in Start.__dataclass_fields__)
-    start = Start(*(None if value is None else float(value) for value in times_of_start))  # type: ignore[arg-type]
+    start = Start(*(None if value is None else _finite(value) for value in times_of_start))  # type: ignore[arg-type]
     if start.load_ms is None or start.first_ms is None:
         raise ValueError("load_ms or first_ms")
-    memory = Memory(*(float(row[name]) for name in Memory.__dataclass_fields__))
-    statistics = Latency(*(float(row["latency_ms"][name]) for name in Latency.__dataclass_fields__))
+    memory = Memory(*(_finite(row[name]) for name in Memory.__dataclass_fields__))
+    statistics = Latency(*(_finite(row["latency_ms"][name]) for name in Latency.__dataclass_fields__))
     taken |= {"latency_ms": statistics, "start": start, "memory": memory, "samples": samples}
     return Row(configuration=_configuration(row), reference_ms=reference, **taken)
 

@@ -60,10 +60,14 @@ def comparison_text(
     """What ``compare`` prints for people."""
     console = _console(screen)
     head, *rows = comparison_rows(found)
-    _table(console, head, rows, wrong=[c.regressed(tolerance) for c in found])
     count = sum(c.regressed(tolerance) for c in found)
-    verdict = f"Regression: {count} of {len(found)} are slower" if count else "No regression: none is slower"
-    console.print(f"{verdict} beyond noise and the tolerance of {tolerance:.0%}.")
+    if rows:
+        _table(console, head, rows, wrong=[c.regressed(tolerance) for c in found])
+        none = f"{'No regression' if not (gone or bad) else 'Of what both measured'}: none is slower"
+        verdict = f"Regression: {count} of {len(found)} are slower" if count else none
+        console.print(f"{verdict} beyond noise and the tolerance of {tolerance:.0%}.")
+    else:
+        console.print("Nothing to compare: B failed in what A measured.")
     for line in gone:
         console.print(f"Lost in B: {line}", style="bold red")
     for line in bad:

@@ -17,6 +17,7 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Literal
 
+from fer_edge.container import number_of, text_of
 from fer_edge.errors import UsageError
 
 TOTAL_RAILS = ("VIN", "VDD_IN", "POM_5V_IN", "5V_IN")
@@ -41,20 +42,6 @@ class EnergySource:
     kind: Literal["counter", "power"]
     paths: tuple[Path, ...]
     max_range: float = 0.0
-
-
-def text_of(path: Path) -> str | None:
-    """A file's text without surrounding blanks and NULs; None when it cannot be read."""
-    try:
-        return path.read_bytes().decode("utf-8", "replace").strip("\0 \t\r\n")
-    except (OSError, ValueError):  # ValueError: the path comes from a file and holds a NUL
-        return None
-
-
-def number_of(path: Path) -> int | None:
-    """The whole number that a file holds; None when it holds something else or cannot be read."""
-    text = text_of(path)
-    return int(text) if text is not None and re.fullmatch(r"-?[0-9]{1,19}", text) else None
 
 
 def temperatures(root: Path = Path("/")) -> dict[str, float]:

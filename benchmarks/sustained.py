@@ -78,7 +78,7 @@ def sustained(
     root: Path = Path("/"),
 ) -> Sustained:
     """Rank the configurations, let the fastest that answers rightly work for ``seconds``, rank them again while the box is
-    hot. Interrupted at work, it gives what it has.
+    hot. Interrupted once it is at work, it gives what it has.
 
     Raises FerEdgeError when one cannot be opened at the start."""
     before = [_ranking(c) for c in configurations]
@@ -86,8 +86,13 @@ def sustained(
     chosen = min(range(len(before)), key=lambda i: (wrong[i], before[i].before_ms))
     fastest = configurations[chosen]
     points, stopped, interrupted = _series(fastest, seconds, on_progress, root)
-    ranking = before if interrupted else [_again(c, b) for c, b in zip(configurations, before, strict=True)]
-    slowdown = median(p.p50_ms for p in points[-FIRST:]) / _cool(points)
+    ranking = list(before)
+    try:
+        for i, configuration in enumerate(() if interrupted else configurations):
+            ranking[i] = _again(configuration, before[i])
+    except KeyboardInterrupt:  # the series stands, which may have taken hours
+        interrupted = True
+    slowdown = median(p.p50_ms for p in points[-_ends(points) :]) / _cool(points)
     when = throttled_after(points)
     series, ranked = tuple(points), tuple(ranking)
     return Sustained(fastest.name, seconds, series, when, slowdown, ranked, stopped, fastest.bundle, interrupted)
@@ -111,8 +116,13 @@ def throttled_after(points: Sequence[Point]) -> float | None:
 
 
 def _cool(points: Sequence[Point]) -> float:
-    """Median ms at the start; of a short run, of its first quarter."""
-    return median(p.p50_ms for p in points[: max(1, min(FIRST, len(points) // 4))])
+    """Median ms at the start."""
+    return median(p.p50_ms for p in points[: _ends(points)])
+
+
+def _ends(points: Sequence[Point]) -> int:
+    """How many points are the start, or the end, of a series: of a short one, a quarter."""
+    return max(1, min(FIRST, len(points) // 4))
 
 
 def _ranking(configuration: Configuration) -> Ranked:

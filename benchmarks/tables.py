@@ -122,6 +122,10 @@ def accuracy_lines(results: Results) -> list[str]:
         lines.append(
             f"{name}: WAR {entry['war']:.1%} ({low:.1%} to {high:.1%}), UAR {entry['uar']:.1%} on {entry['n']} faces"
         )
+        if entry.get("unreadable"):
+            first = entry["unreadable"][0]["error"]
+            count = len(entry["unreadable"])
+            lines.append(f"{name}: {count} images could not be read and count nowhere; the first: {first}")
     for entry in results.extras.get("accuracy", {}).get("failed", ()):
         lines.append(
             f"{Path(entry['bundle']).name}, {entry['runtime']} {entry['precision']}: no accuracy, {entry['problem']}"

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -105,10 +105,13 @@ def _child(python: str) -> Iterator[tuple[Callable[[Any], None], Callable[[], di
     if python != sys.executable:
         environment.pop("PYTHONPATH", None)  # it names this build's folders, not the other one's
     command = [python, "-c", START]
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment) as child,
-    ):
+    with ExitStack() as stack:
+        errors = stack.enter_context(tempfile.TemporaryFile())
+        try:
+            started = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment)
+        except OSError as error:  # no program, or one for another processor
+            raise EngineError(f"{python} does not start: {error.strerror}") from error
+        child = stack.enter_context(started)
         assert child.stdin is not None
         assert child.stdout is not None
         into, out = child.stdin, child.stdout
@@ -123,6 +126,8 @@ def _child(python: str) -> Iterator[tuple[Callable[[Any], None], Callable[[], di
                 said: dict[str, Any] = json.loads(out.readline())
             except ValueError:  # nothing, or half a line
                 said = {"error": _ending(child, errors)}
+            if not isinstance(said, dict):
+                raise EngineError(f"{python} answers, but not as fer-edge does: {said!r:.80}")
             if "error" in said:
                 raise EngineError(said["error"])
             return said
@@ -208,7 +213,8 @@ def _accuracy(wanted: Configuration, data: Sequence[Any]) -> dict[str, Any]:
     with opened as clf:
         result = evaluate(clf, read_faces(Path(data[0]), *data[1:]))
     intervals = {"war_interval": list(result.intervals.war), "uar_interval": list(result.intervals.uar)}
-    return {"n": result.n, "war": result.war, "uar": result.uar, **intervals}
+    counts = {"n": result.n, "left_out": result.left_out, "unreadable": result.unreadable}
+    return {**counts, "war": result.war, "uar": result.uar, **intervals}
 
 
 def _end_with(parent: int) -> None:

@@ -246,7 +246,9 @@ def write_label_set(folder: Path, labels: LabelSet) -> LabelSetRef:
 
 
 def add_label_set(bundle: Bundle, labels: LabelSet) -> Bundle:
-    """Add a label set to a bundle on disk: its file first, then the manifest. Raises LabelError when the name is taken."""
+    """Add a label set to a bundle on disk: its file first, then the manifest, which is read again, as another process may
+    have added one. Raises LabelError when the name is taken."""
+    bundle = open_bundle(bundle.folder)
     if labels.name in [ref.name for ref in bundle.manifest.label_sets]:
         raise LabelError(f"{bundle.folder} already has a label set {labels.name!r}; choose another name")
     if labels.constants.shape[1:] != (bundle.manifest.feature_dim,):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from . import runtime as rt
 from .bundle import Bundle, artefact_files, checked_path, golden_set, label_set, open_bundle
-from .errors import BundleError, EngineError, ImageError, MissingExtraError, UsageError
+from .errors import BundleError, EngineError, FerEdgeError, ImageError, MissingExtraError, UsageError
 from .image import Box, ImageLike, to_input
 from .labels import LabelSet
 from .manifest import Artefact
@@ -207,9 +207,13 @@ def open_session(
         checked_path(bundle, bundle.manifest.golden.path, bundle.manifest.golden.sha256)
         files = artefact_files(bundle, artefact)
     precision = artefact.precision if artefact else "fp32"
-    return adapter.open(
-        files, rt.Options(precision, adapter.devices()[0] if device is None else device, threads, execution_precision)
-    )
+    try:
+        where = adapter.devices()[0] if device is None else device
+        return adapter.open(files, rt.Options(precision, where, threads, execution_precision))
+    except FerEdgeError:
+        raise
+    except Exception as error:  # engines raise what they like
+        raise EngineError(f"{runtime} cannot open {files[0].name}: {rt.one_line(error)}") from error
 
 
 def _several(images: Iterable[ImageLike]) -> Iterable[ImageLike]:

@@ -13,7 +13,19 @@ from typing import Any
 import click
 
 from . import __version__
-from .console import Box, Rooms, bundle_argument, bundle_option, common, emit, engine_options, labels_option, say, status
+from .console import (
+    Box,
+    Finite,
+    Rooms,
+    bundle_argument,
+    bundle_option,
+    common,
+    emit,
+    engine_options,
+    labels_option,
+    say,
+    status,
+)
 from .errors import FerEdgeError, ImageError, IntegrityError, MissingExtraError, UsageError
 
 ROOM_COMMANDS = {
@@ -50,7 +62,7 @@ def cli() -> None:
 )
 @click.option(
     "--margin",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=0.0,
     show_default=True,
     help="Widen the box on every side by this share of its size, as 0.1 for 10%.",

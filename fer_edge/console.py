@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
 import click
 
-from .errors import MissingExtraError
+from .errors import MissingExtraError, importable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,6 +56,16 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click
         if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", value):
             self.fail(f"{value!r} is no whole number above zero, or several as 1,2,4", param, ctx)
         return tuple(int(part) for part in value.split(","))
+
+
+class Finite(click.FloatRange):
+    """A number in a range; nan, which passes every comparison of ``FloatRange``, and inf are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return number
 
 
 def common(command: F) -> F:
@@ -154,7 +164,7 @@ def fraction(screen: TextIO, text: str) -> Iterator[Fraction]:
 def need_extra(*packages: str, extra: str) -> None:
     """Raise MissingExtraError unless all packages are there."""
     for package in packages:
-        if find_spec(package) is None:
+        if not importable(package):
             raise MissingExtraError(f"the package {package}", extra)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from . import runtime as rt
-from .errors import FerEdgeError, MissingExtraError
+from .errors import FerEdgeError, MissingExtraError, importable
 
 _X86 = {
     "avx2": "AVX2",
@@ -66,9 +65,7 @@ def diagnose(version: str) -> Diagnosis:
     """Look at this box; imports every installed engine."""
     model, features = cpu()
     usable = rt.usable_processors()
-    missing = {
-        e: f"pip install 'fer-edge[{e}]'" for e, names in _EXTRA_PACKAGES.items() if any(find_spec(n) is None for n in names)
-    }
+    missing = {e: f"pip install 'fer-edge[{e}]'" for e, names in _EXTRA_PACKAGES.items() if not all(map(importable, names))}
     engines = tuple(_engine(name) for name in rt.RUNTIMES if name != "null")
     system = f"{platform.system()} {platform.machine()}"
     return Diagnosis(

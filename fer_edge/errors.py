@@ -17,6 +17,8 @@ A message is one line: what is wrong, in which file, and what to do about it.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 
 class FerEdgeError(Exception):
     """Base class: ``except fer_edge.FerEdgeError`` catches everything that fer-edge raises on purpose."""
@@ -53,6 +55,13 @@ class MissingExtraError(FerEdgeError):
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} is not installed here; install it with: pip install 'fer-edge[{extra}]'")
         self.extra = extra
+
+
+def importable(package: str) -> bool:
+    """Whether a package is there, found without importing it. A mere folder of that name (of models, say) is none: Python
+    would take it for a namespace package."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 class UsageError(FerEdgeError):

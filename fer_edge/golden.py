@@ -89,7 +89,8 @@ def compare(
     labels: LabelSet,
     repeatable: bool = True,
 ) -> Parity:
-    """Parity of features (N, D) and the graph's logits (N, K), if it has any, with the reference's features (N, D)."""
+    """Parity of features (N, D) and the graph's logits (N, K), if it has any, with the reference's features (N, D). Logits
+    of another label set count as none that agrees."""
     finite = bool(np.isfinite(features).all()) and (logits is None or bool(np.isfinite(logits).all()))
     if not finite or features.shape != reference.shape:
         return Parity(0.0, 0.0, 0.0, 0.0, 1.0, finite, repeatable)
@@ -99,7 +100,9 @@ def compare(
     expected, got = labels.scores(reference), labels.scores(features)
     difference = float(np.abs(got - expected).max())
     agreement = float((got.argmax(1) == expected.argmax(1)).mean())
-    if logits is not None:
+    if logits is not None and logits.shape != got.shape:
+        difference, agreement = 1.0, 0.0
+    elif logits is not None:
         graph = softmax(logits / np.float32(labels.temperature))
         difference = max(difference, float(np.abs(graph - expected).max()))
         agreement = min(agreement, float((graph.argmax(1) == expected.argmax(1)).mean()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +40,16 @@ def read_faces(data: Path, truth: str | None = None, classes: str | None = None)
 
     Raises UsageError when ``data`` is neither, or the members do not fit."""
     if data.is_dir():
-        files = [
-            (p, folder.name)
-            for folder in sorted(data.iterdir())
-            if folder.is_dir()
-            for p in sorted(folder.iterdir())
-            if p.suffix.lower() in IMAGE_SUFFIXES
-        ]
+        try:
+            files = [
+                (p, folder.name)
+                for folder in sorted(data.iterdir())
+                if folder.is_dir()
+                for p in sorted(folder.iterdir())
+                if p.suffix.lower() in IMAGE_SUFFIXES
+            ]
+        except OSError as error:
+            raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
         if not files:
             raise UsageError(f"{data} has no images in class folders; expected {data}/<class>/<image>")
         return LabelledFaces([p for p, _ in files], [c for _, c in files])
@@ -68,8 +70,8 @@ def read_faces(data: Path, truth: str | None = None, classes: str | None = None)
         labels.dtype.kind not in "iu"
         or labels.ndim != 1
         or len(labels) != len(images)
-        or labels.max(initial=-1) >= len(names)
-        or labels.min(initial=0) < -1
+        or int(labels.max(initial=0)) >= len(names)
+        or int(labels.min(initial=0)) < -1
     ):
         raise UsageError(
             f"{data}: {truth} must hold one integer per image, -1 or a position in {classes} ({len(names)} names)"
@@ -88,7 +90,9 @@ def _members(data: Path, *names: str) -> list[NDArray[Any]]:
             raise UsageError(f"{data} has no member {missing[0]!r}; it has {', '.join(held)}")
         with np.load(data, allow_pickle=False) as z:
             return [z[name] for name in names]
-    except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # numpy's header parser lets TokenError, IndexError and more through
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{data} is not a readable npz file: {reason}") from error
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from .bundle import Bundle
 from .doctor import Diagnosis
-from .golden import BARS
 from .manifest import digest_of
 from .verify import Report
 
@@ -141,8 +140,8 @@ def verdict_text(report: Report) -> str:
         lines += [
             f"{row.runtime} {row.precision}: {row.problem}" for row in report.rows if row.problem not in ("", *report.files)
         ]
-    precisions = {row.precision: None for row in report.rows if row.parity}
-    lines += [f"Bars of {p}: {', '.join(_bar(name, bar) for name, bar in BARS[p].items())}." for p in precisions]
+    held = report.bars.items()
+    lines += [f"Bars of {p}: {', '.join(_bar(name, bar) for name, bar in bars.items())}." for p, bars in held]
     return "\n".join([*lines, _verdict(report)])
 
 

@@ -5,20 +5,21 @@ entry-point group ``fer_edge.runtimes`` (name = module)."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EngineError, MissingExtraError
+from .container import container_limits
+from .errors import EngineError, MissingExtraError, importable
 
 RUNTIMES = {
     "openvino": "fer_edge.runtimes.run_openvino",
@@ -90,7 +91,7 @@ def installed(name: str) -> bool:
     if name not in PACKAGES:
         return name in _offered()
     packages = PACKAGES[name]
-    return not packages or any(find_spec(package) is not None for package in packages)
+    return not packages or any(map(importable, packages))
 
 
 def _offered() -> dict[str, str]:
@@ -120,8 +121,8 @@ def load_runtime(name: str) -> Runtime:
         raise MissingExtraError(f"the engine of the runtime {name!r}", name)
     try:
         return cast(Runtime, import_module(module))
-    except ImportError as error:
-        raise EngineError(f"the runtime {name!r} is installed but does not import: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a sick library, or a driver behind it, raises what it likes
+        raise EngineError(f"the runtime {name!r} is installed but does not import: {one_line(error)}") from error
 
 
 def silence_openvino_telemetry() -> None:
@@ -145,8 +146,10 @@ def run(session: Session, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32],
 
 
 def default_threads() -> int:
-    """Threads when none are named: the processors this process may use, at most 4."""
-    return min(4, usable_processors())
+    """Threads when none are named: the processors this process may use, at most 4. A container's share counts: with more
+    threads than that, each inference waits for its next period."""
+    share = container_limits()[0]
+    return min(4, usable_processors(), 4 if share is None else max(1, math.ceil(share)))
 
 
 def usable_processors() -> int:

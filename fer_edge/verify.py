@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -38,11 +38,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """``files``: problems of files, in words; ``ok``: no file problem, at least one artefact checked, and none fell
-    short."""
+    """``files``: problems of files, in words; ``bars``: precision -> what it was held to; ``ok``: no file problem, at least
+    one artefact checked, and none fell short."""
 
     rows: tuple[Row, ...]
     files: tuple[str, ...]
+    bars: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -52,7 +53,12 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {"ok": self.ok, "files": list(self.files), "artefacts": [asdict(row) for row in self.rows]}
+        return {
+            "ok": self.ok,
+            "files": list(self.files),
+            "artefacts": [asdict(row) for row in self.rows],
+            "bars": {k: dict(v) for k, v in self.bars.items()},
+        }
 
 
 def verify(
@@ -90,7 +96,7 @@ def verify(
     for artefact in chosen:
         on_row(f"{artefact.runtime} {artefact.precision}")
         rows.append(_row(bundle, artefact, golden, labels, device, threads or rt.default_threads(), execution_precision))
-    return Report(tuple(rows), tuple(problems))
+    return Report(tuple(rows), tuple(problems), {row.precision: bars(bundle, row.precision) for row in rows if row.parity})
 
 
 def _row(
@@ -103,6 +109,8 @@ def _row(
     execution_precision: str | None,
 ) -> Row:
     runtime, precision = artefact.runtime, artefact.precision
+    if runtime not in rt.RUNTIMES and not rt.installed(runtime):
+        return Row(runtime, precision, "no engine", f"nothing that is installed here offers the runtime {runtime!r}")
     try:
         session = open_session(bundle, runtime, artefact, device, threads, execution_precision)
     except MissingExtraError as error:
@@ -130,10 +138,14 @@ def _row(
     )
 
 
+def bars(bundle: Bundle, precision: str) -> Mapping[str, float]:
+    """What the bundle's manifest asks of a precision. A manifest without bars is no free pass: then ours hold."""
+    return bundle.manifest.golden.thresholds.get(precision) or BARS[precision]
+
+
 def judge(bundle: Bundle, artefact: Artefact, parity: Parity) -> tuple[Status, list[str]]:
     """("ok", "drift allowed" or "miss", what falls short in words) of a parity measured on this box."""
-    # A manifest without bars for a precision is no free pass: then ours hold.
-    misses = parity.misses(bundle.manifest.golden.thresholds.get(artefact.precision) or BARS[artefact.precision])
+    misses = parity.misses(bars(bundle, artefact.precision))
     if not misses or not artefact.drift_allowed:
         return ("miss" if misses else "ok"), misses
     # Allowed was the drift that the conversion saw, not whatever this box makes of the artefact.

@@ -1,6 +1,7 @@
 """LiteRT (TensorFlow Lite): ai-edge-litert, else the older tflite_runtime; ``engine`` says which. Artefact: .tflite.
 
-Devices: "CPU" (XNNPACK) and "delegate:PATH" for a vendor's external delegate (an NPU's shared library).
+Devices: "CPU" (XNNPACK) and "delegate:PATH" for a vendor's external delegate (an NPU's shared library). What a delegate
+leaves runs in LiteRT's own kernels; a delegate that takes nothing is an error, never a slower success.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ except ModuleNotFoundError as error:
     _NAME = "tflite_runtime"
 
 _DELEGATE = "delegate:"
+_WITHOUT_XNNPACK = tflite.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
 
 
 def engine() -> str:
@@ -75,8 +77,28 @@ def open(files: Sequence[Path], options: Options) -> _Session:
     except (OSError, ValueError, RuntimeError) as error:
         raise EngineError(f"litert cannot load the delegate {device.removeprefix(_DELEGATE)}: {one_line(error)}") from error
     try:
-        interpreter = tflite.Interpreter(model_path=str(file), num_threads=options.threads, experimental_delegates=delegates)
+        interpreter = tflite.Interpreter(
+            **_model(file),
+            num_threads=options.threads,
+            experimental_delegates=delegates,
+            # Without XNNPACK, which would be one delegate more, it shows whether the vendor's took anything.
+            experimental_op_resolver_type=_WITHOUT_XNNPACK if delegates else tflite.OpResolverType.AUTO,
+        )
         interpreter.allocate_tensors()
+        if delegates and not any(op["op_name"] == "DELEGATE" for op in interpreter._get_ops_details()):
+            raise EngineError(
+                f"the delegate {device.removeprefix(_DELEGATE)} takes no operator of {file.name}: all of it would run on "
+                "the CPU; ask for CPU, or check that the delegate fits this device"
+            )
         return _Session(interpreter, device if delegates else "CPU", "int8+fp32" if options.precision == "int8" else "fp32")
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise EngineError(f"{engine()} refuses {file.name}: {one_line(error)}") from error
+
+
+def _model(file: Path) -> dict[str, Any]:
+    """The file by its name, which LiteRT maps into memory; a name that is not Unicode it does not take."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return {"model_content": file.read_bytes()}
+    return {"model_path": str(file)}

@@ -59,6 +59,8 @@ def open(files: Sequence[Path], options: Options) -> _Session:
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
+    if name != "CPU":
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     wanted = f"{name}{_SUFFIX}"
     try:
         session = ort.InferenceSession(str(files[0]), settings, providers=[wanted], enable_fallback=0)
@@ -70,7 +72,21 @@ def open(files: Sequence[Path], options: Options) -> _Session:
             f"onnxruntime was asked for {name} and fell back to {opened.device}; "
             f"check the driver, or ask for {opened.device}"
         )
+    if name != "CPU":
+        opened.device = _device(session, name, files[0].name)
     return opened
+
+
+def _device(session: ort.InferenceSession, name: str, file: str) -> str:
+    """The device, with the share of the nodes that stayed on the CPU: onnxruntime puts there, without a word, what a
+    provider does not take. Raises EngineError when that is all of them. onnxruntime before 1.24 does not tell."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return name
+    nodes = [(part.ep_name, len(part.get_nodes())) for part in session.get_provider_graph_assignment_info()]
+    every, left = sum(n for _, n in nodes), sum(n for provider, n in nodes if provider == f"CPU{_SUFFIX}")
+    if left == every:
+        raise EngineError(f"{name} takes no operator of {file}: all of it would run on the CPU; ask for CPU")
+    return f"{name} ({left} of {every} operators on CPU)" if left else name
 
 
 def _execution_precision(artefact: str, device: str) -> str:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from fer_edge.benchmarks.compare import compare
 from fer_edge.benchmarks.footprint import engine_files, forget, memory_mb
 from fer_edge.benchmarks.macs import count_macs
 from fer_edge.benchmarks.measure import Job
-from fer_edge.benchmarks.results import SCENARIOS, Configuration, Results, latency, read_results
+from fer_edge.benchmarks.results import SCENARIOS, Configuration, Latency, Results, latency, read_results
 from fer_edge.benchmarks.screen import IDENTITY, bench_text, fitting
 from fer_edge.benchmarks.tables import flat_csv, markdown, number, rows_of
 from fer_edge.benchmarks.traffic import Load
@@ -32,6 +34,7 @@ from fer_edge.benchmarks.worker import Served, run_isolated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measuring import QUICK, command, wrong_bundle
+from PIL import Image
 
 import fer_edge
 from fer_edge.bundle import open_bundle, write_manifest
@@ -233,6 +236,48 @@ def test_what_ends_a_run_late_loses_nothing(error: BaseException, monkeypatch: p
     assert (tmp_path / "run.html").stat().st_size > 10_000
 
 
+def test_a_run_ended_while_the_machine_is_probed_keeps_its_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After everything was measured, by SIGTERM this time: as ``timeout`` and systemd end a program."""
+
+    def probing(wanted: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(benching, "peaks_of", probing)
+    file = tmp_path / "run.json"
+    quick = ("--runtime", "litert", "--threads", "1", "--seconds", 0.05, "--rounds", 1)
+    assert command(*quick, "-o", file).exit_code == 130
+    read = read_results(file)
+    assert {row.peak_gmacs_per_s for row in read.rows} == {None}
+    assert (len(read.rows), read.extras["interrupted"]) == (2, True)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_file_that_cannot_be_written_takes_no_other_along(tmp_path: Path) -> None:
+    quick = ("--runtime", "litert", "--threads", "1", "--seconds", 0.05, "--rounds", 1)
+    result = command(*quick, "--csv", "/dev/full", "--markdown", tmp_path / "run.md", "--json")
+    assert isinstance(result.exception, fer_edge.UsageError)
+    assert "/dev/full cannot be written: No space left" in str(result.exception)
+    assert len(json.loads(result.stdout)["results"]) == 2
+    assert "litert" in (tmp_path / "run.md").read_text()
+    long = command(*quick, "-o", tmp_path / ("x" * 250 + ".json"))
+    assert isinstance(long.exception, fer_edge.UsageError), "seen before anything is measured"
+    assert not long.stdout
+
+
+def test_a_bundle_whose_name_is_not_unicode_is_written_about(bundle: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xff"))
+    try:
+        bundle.rename(odd)
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    files = [tmp_path / f"run.{kind}" for kind in ("json", "csv", "md", "html")]
+    options = [part for pair in zip(("-o", "--csv", "--markdown", "--html"), files, strict=True) for part in pair]
+    quick = ("--runtime", "litert", "--threads", "1", "--seconds", 0.05, "--rounds", 1)
+    assert command(str(odd), *quick, *options).exit_code == 0
+    assert all(file.stat().st_size for file in files)
+
+
 def test_a_run_ended_before_anything_was_measured_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Last week's file must not become an empty one."""
 
@@ -401,6 +446,32 @@ def test_damaged_results_are_refused_in_one_line(
     markdown(read)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sustained": 5},
+        {"sustained": {"ranking": [3]}},
+        {"interleaved": [1]},
+        {"run": [1]},
+        {"failures": [{"bundle": 5, "runtime": "x", "precision": [], "threads": 1, "problem": "p"}]},
+        {"environment": 7},
+        ("load_ms", 10**400),
+        ("details", {"fps": []}),
+        ("latency_ms", dict.fromkeys(Latency.__dataclass_fields__, float("nan"))),
+    ],
+    ids=str,
+)
+def test_parts_of_another_kind_are_refused(change: Any, run: Results, tmp_path: Path) -> None:
+    value = json.loads(json.dumps(run.as_json()))
+    if isinstance(change, dict):
+        value |= change
+    else:
+        value["results"][0][change[0]] = change[1]
+    (tmp_path / "x.json").write_text(json.dumps(value))
+    with pytest.raises(fer_edge.UsageError, match=r"x\.json"):
+        read_results(tmp_path / "x.json")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1}', '{"schema": 1, "results": 3}', "\x00"])
 def test_other_files_are_no_results(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
@@ -424,6 +495,30 @@ def test_an_engine_that_talks_stops_nothing_and_half_an_answer_is_none(tmp_path:
     (wanted,) = only(Plan((DEFAULT_BUNDLE,), runtimes=("litert",)))
     with pytest.raises(fer_edge.EngineError, match=r"ended with exit status 0: x{300}$"):
         Served(wanted, str(talker))
+
+
+@pytest.mark.parametrize(("text", "words"), [("", "does not start"), ("#!/bin/sh\necho 5", "not as fer-edge does: 5")])
+def test_another_build_that_is_no_python(text: str, words: str, tmp_path: Path) -> None:
+    other = tmp_path / "python"
+    other.write_text(text)
+    other.chmod(0o755)
+    (wanted,) = only(Plan((DEFAULT_BUNDLE,), runtimes=("litert",)))
+    with pytest.raises(fer_edge.EngineError, match=words):
+        Served(wanted, str(other))
+
+
+def test_faces_that_cannot_be_read_are_told(data: Path, tmp_path: Path) -> None:
+    """And the exit status is that of bad input, as for evaluate."""
+    (tmp_path / "faces" / "happiness").mkdir(parents=True)
+    with np.load(data / "fer2013" / "public_test.npz") as z:
+        Image.fromarray(z["images"][0]).save(tmp_path / "faces" / "happiness" / "a.png")
+    (tmp_path / "faces" / "happiness" / "b.png").write_bytes(b"no picture")
+    quick = ("--runtime", "litert", "--threads", "1", "--seconds", 0.05, "--rounds", 1, "--accuracy", tmp_path / "faces")
+    result = command(*quick, "-o", tmp_path / "run.json")
+    assert result.exit_code == 2, result.output
+    assert "1 images could not be read and count nowhere; the first: " in result.output
+    (entry,) = read_results(tmp_path / "run.json").extras["accuracy"]["of"]
+    assert (entry["n"], len(entry["unreadable"])) == (1, 1)
 
 
 def test_accuracy_that_fails_does_not_lose_the_run(run: Results, data: Path, bundle: Path, tmp_path: Path) -> None:

@@ -794,7 +794,10 @@ def test_add_label_set(bundle: Path) -> None:
     read_all(bundle)
     with fer_edge.load(bundle, runtime="null", labels="mine") as clf:
         assert clf.labels == ("calm", "größer ☺")
+    stale = open_bundle(bundle)
     add_label_set(opened, mine(bundle, name="no-prompts_1.2", prompts=((), ())))
+    add_label_set(stale, mine(bundle, name="third"))
+    assert {"mine", "no-prompts_1.2", "third"} < {ref.name for ref in open_bundle(bundle).manifest.label_sets}
     assert label_set(open_bundle(bundle), "no-prompts_1.2").prompts == ((), ())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fer_edge.benchmarks import interleave as turning
 from fer_edge.benchmarks import modes
 from fer_edge.benchmarks.bench import Plan, only
 from fer_edge.benchmarks.compare import compare, differences, lost, ratio_of_medians
@@ -283,3 +284,75 @@ def test_the_other_build_is_not_the_folder_one_stands_in(
     (wanted,) = only(Plan((DEFAULT_BUNDLE,), runtimes=("litert",)))
     with pytest.raises(fer_edge.EngineError, match="No module named"):
         Served(wanted, str(tmp_path / "bare" / "bin" / "python"))
+
+
+def written(folder: Path, **runs: Results) -> list[Path]:
+    """The runs as ``bench -o`` writes them."""
+    files = [folder / f"{name}.json" for name in runs]
+    for file, found in zip(files, runs.values(), strict=True):
+        file.write_text(json.dumps(found.as_json()))
+    return files
+
+
+def test_a_build_that_fails_everywhere_is_the_worst_regression(run: Results, tmp_path: Path) -> None:
+    """And no wrong use of the command, on purpose partial or not."""
+    everything = tuple(Failure(c, "illegal instruction") for c in dict.fromkeys(row.configuration for row in run.rows))
+    files = written(tmp_path, a=run, b=replace(run, rows=(), failures=everything))
+    for options in ((), ("--partial",)):
+        found = command(*files, *options, what="compare")
+        assert found.exit_code == 1, found.output
+        assert "Lost in B: litert int8, 1 thread: illegal instruction" in found.output
+
+
+def test_a_scenario_that_b_lacks_is_lost(run: Results, tmp_path: Path) -> None:
+    files = written(tmp_path, a=run, b=replace(run, rows=tuple(row for row in run.rows if row.scenario != "camera")))
+    found = command(*files, what="compare")
+    assert found.exit_code == 1
+    assert "Lost in B: litert int8, 1 thread, camera of 200 frames a second and 1 faces: not measured in B" in found.output
+    assert command(*files, "--partial", what="compare").exit_code == 0
+    assert lost(run, replace(run, rows=tuple(row for row in run.rows if row.scenario != "server"))) == []
+
+
+def test_answers_that_nobody_checked_are_no_good_ones(run: Results, tmp_path: Path) -> None:
+    """As of a run that was ended before its last process."""
+    blind = replace(run, rows=tuple(replace(row, parity={}) for row in run.rows), extras={**run.extras, "interrupted": True})
+    found = command(*written(tmp_path, a=run, b=blind), what="compare")
+    assert found.exit_code == 1
+    assert "litert int8, 1 thread: its answers were not checked" in found.output
+    assert "B was interrupted" in found.output
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "inf", "-0.1"])
+def test_a_tolerance_that_is_no_number_switches_nothing_off(tolerance: str, run: Results, tmp_path: Path) -> None:
+    files = written(tmp_path, a=run, b=run)
+    assert command(*files, "--tolerance", tolerance, what="compare").exit_code == 2
+
+
+def test_in_turns_an_interruption_keeps_whole_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended in the third round of one configuration, the usual case: a verdict on two."""
+    litert = Configuration(str(DEFAULT_BUNDLE), "litert", "int8", None, 1)
+    began: list[str] = []
+
+    class Ended(Served):
+        def __init__(self, configuration: Configuration) -> None:
+            began.append(configuration.name)
+            if len(began) == 8:
+                raise KeyboardInterrupt
+            super().__init__(configuration)
+
+    monkeypatch.setattr(turning, "Served", Ended)
+    found = turning.interleave(litert, litert, rounds=6, turns=10)
+    assert (len(found.rounds), found.interrupted) == (2, True)
+    began[:] = ["x"] * 7
+    with pytest.raises(KeyboardInterrupt):
+        turning.interleave(litert, litert, rounds=6, turns=10)
+    monkeypatch.setattr(turning, "Served", Served)
+    result = command("--runtime", "litert", "--threads", 1, "--rounds", 1, "--interleave", DEFAULT_BUNDLE)
+    assert result.exit_code == 0
+
+
+def test_one_round_alone_proves_little() -> None:
+    """Its two equal runs of A may lie close together by chance."""
+    generator = np.random.default_rng(1)
+    found = judge(blocks(1.05, generator, rounds=1), {}, {})
+    assert (found.verdict, found.floor >= 0.1) == ("within noise", True)

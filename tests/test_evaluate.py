@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def test_an_unreadable_image_is_listed_and_the_rest_goes_on(tree: Path, run: Run
     (tree / "happy" / "empty.png").touch()
     code, out, err = run(tree, "--json")
     found = json.loads(out)
-    assert code == 0
+    assert code == 2, "as for predict"
     assert [Path(entry["image"]).name for entry in found["unreadable"]] == ["cut.jpg", "empty.png"]
     assert all(entry["error"] for entry in found["unreadable"])
     assert len(err.splitlines()) == 2
@@ -274,6 +275,39 @@ def test_members_that_do_not_fit(
     change(arrays)
     np.savez(tmp_path / "bad.npz", **arrays)
     assert_one_line(run(tmp_path / "bad.npz", *MEMBERS), word)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint64, np.int8])
+def test_labels_of_any_whole_number(kind: type, tmp_path: Path, npz: Path, arrays: dict[str, Any], run: Run) -> None:
+    kept = arrays[TRUTH] >= 0
+    arrays |= {"images": arrays["images"][kept], TRUTH: arrays[TRUTH][kept].astype(kind)}
+    np.savez(tmp_path / "typed.npz", **arrays)
+    found, expected = (json.loads(run(file, *MEMBERS, "--json")[1]) for file in (tmp_path / "typed.npz", npz))
+    assert found["confusion"] == expected["confusion"]
+    arrays[TRUTH] = np.full(len(arrays["images"]), np.iinfo(kind).max, kind)
+    np.savez(tmp_path / "bad.npz", **arrays)
+    assert_one_line(run(tmp_path / "bad.npz", *MEMBERS), "8 names")
+
+
+def test_a_folder_that_may_not_be_read(tree: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Path.iterdir
+
+    def iterdir(folder: Path) -> Any:
+        if folder.name == "happy":  # permissions do not hold the superuser, who runs this test
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert_one_line(run(tree), "happy cannot be read: Permission denied")
+
+
+def test_a_broken_header_in_an_npz(tmp_path: Path, arrays: dict[str, Any], run: Run) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with zipfile.ZipFile(tmp_path / "a.npz") as whole, zipfile.ZipFile(tmp_path / "b.npz", "w") as broken:
+        for info in whole.infolist():
+            data = whole.read(info)
+            broken.writestr(info.filename, data.replace(b"{'descr'", b"{('descr", 1))
+    assert_one_line(run(tmp_path / "b.npz", *MEMBERS), "not a readable npz file")
 
 
 def test_files_that_are_no_npz(tmp_path: Path, npz: Path, arrays: dict[str, Any], run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,36 @@ def test_features_are_not_normalised() -> None:
     with fer_edge.load(runtime="null") as clf:
         feature = clf.features([np.zeros((48, 48), np.uint8)])
     assert abs(float(np.linalg.norm(feature)) - 1) > 1e-3
+
+
+def test_logits_of_another_label_set_are_a_miss() -> None:
+    opened = open_bundle(DEFAULT_BUNDLE)
+    golden, seven = golden_set(opened), label_set(opened, "rafdb7")
+    eight = label_set(opened, "ferplus8").logits(golden.features)
+    short = compare(golden.features, eight, golden.features, seven).misses(BARS["int8"])
+    assert short == ["top1 agreement 0 is below 0.9"]
+
+
+def test_the_bars_that_are_shown_are_those_that_were_applied(bundle: Path) -> None:
+    """A bundle may bring its own."""
+    from fer_edge.report import verdict_text
+    from fer_edge.verify import verify
+
+    opened = open_bundle(bundle)
+    asked = {**opened.manifest.golden.thresholds, "int8": {"centred_cosine": 0.9999}}
+    strict = replace(opened.manifest, golden=replace(opened.manifest.golden, thresholds=asked))
+    report = verify(replace(opened, manifest=strict), ["litert"])
+    assert not report.ok
+    assert report.as_json()["bars"] == {"int8": {"centred_cosine": 0.9999}}
+    assert "Bars of int8: centred cosine at least 0.9999." in verdict_text(report)
+
+
+def test_an_artefact_for_another_packages_runtime_is_not_checked_here(bundle: Path) -> None:
+    from fer_edge.verify import verify
+
+    opened = open_bundle(bundle)
+    first, *others = opened.manifest.artefacts
+    foreign = replace(opened.manifest, artefacts=(replace(first, runtime="rknn"), *others))
+    report = verify(replace(opened, manifest=foreign))
+    assert (report.rows[0].status, report.ok) == ("no engine", True)
+    assert "offers the runtime 'rknn'" in report.rows[0].problem

@@ -3,6 +3,8 @@ take."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import fer_edge
 from fer_edge import runtime as rt
 from fer_edge.bundle import golden_set, label_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE, choose_artefact, open_session
+from fer_edge.verify import verify
 
 ENGINES = [name for name in rt.RUNTIMES if name != "null"]
 BOX = (168, 56, 112, 112)
@@ -111,6 +114,89 @@ def test_a_missing_delegate_is_one_error() -> None:
     need("litert")
     with pytest.raises(fer_edge.EngineError, match=r"/nowhere/libnpu\.so"):
         fer_edge.load(runtime="litert", device="delegate:/nowhere/libnpu.so")
+
+
+IDLE = """
+#include <stdint.h>
+#include <stdlib.h>
+struct delegate { void* data; int (*prepare)(void*, struct delegate*); void* rest[3]; int64_t flags; void* builder; };
+static int prepare(void* context, struct delegate* self) { return 0; }
+struct delegate* tflite_plugin_create_delegate(char** keys, char** values, size_t n, void (*say)(const char*)) {
+  struct delegate* made = calloc(1, 256);
+  made->prepare = prepare;
+  return made;
+}
+void tflite_plugin_destroy_delegate(struct delegate* made) { free(made); }
+"""
+"""A vendor's delegate (TfLiteDelegate, tensorflow/lite/core/c/common.h) that claims no operator."""
+
+
+def test_a_delegate_that_takes_nothing_is_no_device(tmp_path: Path) -> None:
+    """All of it would run on the CPU, and be reported as the delegate's."""
+    need("litert")
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler to build a delegate with")
+    library = tmp_path / "libidle.so"
+    (tmp_path / "idle.c").write_text(IDLE)
+    subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", library, tmp_path / "idle.c"], check=True)
+    with pytest.raises(fer_edge.EngineError, match=r"libidle\.so takes no operator of litert-int8\.tflite"):
+        fer_edge.load(runtime="litert", device=f"delegate:{library}")
+
+
+def test_a_provider_that_takes_nothing_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime puts on the CPU, without a word, what a provider does not take. Azure's, in every build, takes nothing."""
+    need("onnxruntime")
+    from fer_edge.runtimes import run_onnxruntime
+
+    monkeypatch.setattr(run_onnxruntime, "_NOT_DEVICES", ())
+    if "Azure" not in run_onnxruntime.devices():
+        pytest.skip("this build of onnxruntime has no provider but the CPU's")
+    if not hasattr(run_onnxruntime.ort.InferenceSession, "get_provider_graph_assignment_info"):
+        pytest.skip("this onnxruntime does not tell what runs where")
+    with pytest.raises(fer_edge.EngineError, match=r"Azure takes no operator of onnxruntime-int8\.onnx"):
+        fer_edge.load(runtime="onnxruntime", device="Azure")
+
+
+@pytest.mark.parametrize("trouble", ["OSError('libcudart.so.12: cannot open shared object file')", "RuntimeError('')"])
+def test_an_engine_that_does_not_import_stops_no_other(
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver's library is missing: one error of our tree, and verify goes on with the other engines."""
+    (tmp_path / "sick_engine.py").write_text(f"raise {trouble}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(rt.RUNTIMES, "onnxruntime", "sick_engine")
+    monkeypatch.setitem(rt.PACKAGES, "onnxruntime", ("sick_engine",))
+    with pytest.raises(fer_edge.EngineError, match="installed but does not import"):
+        fer_edge.load(runtime="onnxruntime")
+    rows = {row.runtime: row.status for row in verify(open_bundle(DEFAULT_BUNDLE)).rows}
+    assert rows["onnxruntime"] == "refused"
+    assert all(rows[name] == "ok" for name in ENGINES if name != "onnxruntime" and rt.installed(name))
+
+
+def test_a_folder_of_an_engines_name_is_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of models, say, beside the application: Python finds it as a namespace package."""
+    (tmp_path / "my_models").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(rt.PACKAGES, "litert", ("my_models",))
+    assert not rt.installed("litert")
+
+
+@pytest.mark.parametrize("runtime", ENGINES)
+def test_a_folder_whose_name_is_not_unicode(runtime: str, tmp_path: Path) -> None:
+    need(runtime)
+    try:
+        copy = Path(shutil.copytree(DEFAULT_BUNDLE, os.fsdecode(os.fsencode(tmp_path) + b"/b\xff")))
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    report = verify(open_bundle(copy), [runtime])
+    assert report.ok or (report.rows[0].status, runtime) == ("refused", "onnxruntime"), report
+
+
+def test_threads_are_those_that_a_container_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for share, processors, expected in ((None, 8, 4), (None, 2, 2), (1.5, 8, 2), (0.3, 8, 1), (6.0, 8, 4), (2.0, 1, 1)):
+        monkeypatch.setattr(rt, "container_limits", lambda share=share: (share, None))
+        monkeypatch.setattr(rt, "usable_processors", lambda processors=processors: processors)
+        assert rt.default_threads() == expected
 
 
 def test_a_gpu_provider_is_never_replaced_by_the_cpu() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from fer_edge.benchmarks import environment as surroundings
-from fer_edge.benchmarks.environment import container_limits, engines, environment, power_mode
+from fer_edge.benchmarks.environment import engines, environment, power_mode
 from fer_edge.benchmarks.sensors import (
     NO_SENSOR,
     EnergyMeter,
@@ -37,6 +37,7 @@ from hypothesis import strategies as st
 
 import fer_edge
 from fer_edge import runtime as rt
+from fer_edge.container import container_limits
 from fer_edge.errors import UsageError
 
 UNREADABLE = None

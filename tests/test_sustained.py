@@ -109,3 +109,45 @@ def test_throttling_is_told_from_a_hiccup() -> None:
     both = points(*[1.0] * 10, 1.3, 1.3, 1.3, *[1.0] * 600, *[1.3] * 1200)
     assert throttled_after(both) == 613.0, "the hiccup at 10 s was none of it"
     assert throttled_after(points(*[1.0] * 50, *[1.4, 1.4, 1.0] * 100)) == 50.0, "throttled on and off"
+
+
+class Ending:
+    """Works well, until the box is ranked again."""
+
+    opened = 0
+
+    def __init__(self, configuration: Configuration) -> None:
+        Ending.opened += 1
+        if Ending.opened == 4:
+            raise KeyboardInterrupt
+        self.ready = dict[str, str]()
+
+    def resident_mb(self) -> float:
+        return 50.0
+
+    def block(self, count: int, meanwhile: Any = lambda: None) -> list[float]:
+        return [1.0] * count
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_run_ended_while_it_ranks_again_keeps_its_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long, "Served", Ending)
+    monkeypatch.setattr(long, "_series", lambda *_: ([Point(0.0, 1.0, 1.0, None, None)], None, False))
+    pairs = (("openvino", "int8"), ("litert", "int8"))
+    monkeypatch.setattr(Ending, "opened", 0)
+    found = long.sustained([Configuration(str(DEFAULT_BUNDLE), *pair, None, 1) for pair in pairs], 60.0)
+    assert found.interrupted
+    assert len(found.points) == 1
+    assert [r.after_ms for r in found.ranking] == [1.0, None]
+
+
+def test_start_and_end_of_a_short_series_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve points, throttled after the eighth: the report must not contradict itself."""
+    points = [Point(float(i), 1.0 if i < 8 else 2.0, 2.0, None, None) for i in range(12)]
+    monkeypatch.setattr(long, "Served", Ending)
+    monkeypatch.setattr(Ending, "opened", 10)
+    monkeypatch.setattr(long, "_series", lambda *_: (points, None, False))
+    found = long.sustained([Configuration(str(DEFAULT_BUNDLE), "litert", "int8", None, 1)], 60.0)
+    assert (found.throttled_after_s, found.slowdown) == (8.0, 2.0)

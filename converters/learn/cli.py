@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Numbers, Rooms, common, emit, fraction, need_extra, say
+from fer_edge.console import Finite, Numbers, Rooms, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
 
 from ..cli import hushed
@@ -96,12 +96,10 @@ def sentences(text_encoder: str, source_name: str, output: Path | None, as_json:
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=150, show_default=True, help="Passes over the faces.")
 @click.option("--batch", type=click.IntRange(min=2), default=128, show_default=True, help="Faces per step.")
-@click.option(
-    "--lr", type=click.FloatRange(min=0, min_open=True), default=0.1, show_default=True, help="Highest learning rate."
-)
+@click.option("--lr", type=Finite(min=0, min_open=True), default=0.1, show_default=True, help="Highest learning rate.")
 @click.option(
     "--strength",
-    type=click.FloatRange(0, 2),
+    type=Finite(0, 2),
     default=1.0,
     show_default=True,
     help="How hard faces are turned, relit, erased and mixed; less for short trainings without a teacher.",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Rooms, common, emit, fraction, need_extra, say
+from fer_edge.console import Finite, Rooms, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
 from fer_edge.runtime import usable_processors
 
@@ -63,7 +63,7 @@ def transfer() -> None:
 @click.option("--workers", type=click.IntRange(min=1), help="On Ray, each with both models. Default: as many as fit.")
 @click.option(
     "--worker-memory",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     metavar="GB",
     help="On Ray: what a worker needs, so that no machine gets too many. Default: not counted.",
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import common, emit, fraction, need_extra, say
+from fer_edge.console import Finite, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
 
 from ...cli import hushed
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def fit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a projection is fitted, the same for the fit and for its verdict."""
-    positive, some = click.FloatRange(min=0, min_open=True), click.IntRange(min=1)
+    positive, some = Finite(min=0, min_open=True), click.IntRange(min=1)
     for option in (
         click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same projection."),
         click.option(
@@ -78,7 +78,7 @@ def _check_belonging(method: str) -> None:
 @fit_options
 @click.option(
     "--held-out",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Finite(0, 1, max_open=True),
     default=0.0,
     show_default=True,
     help="Share of faces only looked at.",
@@ -143,7 +143,7 @@ def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options
 @fit_options
 @click.option(
     "--held-out",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Finite(0, 1, min_open=True, max_open=True),
     default=0.1,
     show_default=True,
     help="Share of faces to judge by.",
