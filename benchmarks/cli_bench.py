@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Finite, Numbers, bundle_argument, common, emit, fraction, need_extra, say
+from fer_edge.console import Finite, Numbers, bundle_argument, check_target, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     """
     need_extra("sklearn", "rich", "matplotlib", extra="bench")
     from .modes import accuracy, check_faces, in_turns, ordinary, sustained, wrong
-    from .outputs import check_targets, write_all
+    from .outputs import write_all
     from .screen import bench_text
 
     outputs = {name: options.pop(name) for name in ("output", "csv_file", "markdown_file", "html_file")}
@@ -119,7 +119,9 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     other, seconds = options.pop("other"), options.pop("sustained")
     _together(other, seconds, data[0], outputs["csv_file"], options)
     plan = _plan(bundle, **options)
-    check_targets(outputs.values())
+    for file in outputs.values():
+        if file is not None:
+            check_target(file)
     if data[0] is not None:
         check_faces(plan, data)
     with fraction(sys.stderr, "measuring") as progress, _ended_as_by_hand():

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from fer_edge.console import common, emit, need_extra, say
-from fer_edge.errors import FerEdgeError
+from fer_edge.errors import FerEdgeError, UsageError
 
 
 def _flush() -> None:
@@ -158,7 +158,7 @@ def convert(
         plan = Plan(
             runtimes=tuple(dict.fromkeys(runtimes)) or RUNTIMES,
             precisions=tuple(dict.fromkeys(precisions)) or ("int8",),
-            card=card.read_text(encoding="utf-8") if card else "",
+            card=_text(card) if card else "",
             lighter=Lighter(input_size, merge_tokens),
             **options,
         )
@@ -194,3 +194,10 @@ def labels_add(bundle: Path, file: Path, text_encoder: str, name: str | None, as
         emit({"bundle": str(bundle), "name": added.name, "labels": list(added.labels)})
     else:
         say(f"Added the label set {added.name} ({', '.join(added.labels)}). Use it with --labels {added.name}")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} is no text in UTF-8 ({error})") from error

@@ -64,6 +64,8 @@ def compile_label_set(
     """Sentences to constants: label -> prompts through a text encoder and R (D, T)."""
     constants = class_constants(list(prompts.values()), text.encode, r)
     names = list(prompts)
+    if not np.isfinite(constants).all():
+        raise LabelError("the text encoder gives NaN or Inf for the prompts; its weights are broken")
     for i, k in combinations(range(len(names)), 2):
         if prompts[names[i]] != prompts[names[k]] and np.allclose(constants[i], constants[k], rtol=0, atol=1e-7):
             raise LabelError(

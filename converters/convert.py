@@ -37,6 +37,7 @@ from .crops import augmented, from_folder
 from .lighter import WHOLE, Lighter
 from .reference import Reference, open_reference, reference_features
 from .sources import Encoder
+from .text import source_name
 
 RUNTIMES = ("openvino", "litert", "onnxruntime")
 GOLDEN_CROPS = 32
@@ -145,7 +146,7 @@ def _prepare(source: str, plan: Plan) -> _Material:
 def _calibration(encoder: Encoder, plan: Plan) -> tuple[NDArray[np.uint8], str]:
     if plan.calibration is not None:
         crops = from_folder(plan.calibration, plan.calibration_count, encoder.size, encoder.color)
-        return crops, f"{len(crops)} faces of {plan.calibration.resolve().name}"
+        return crops, f"{len(crops)} faces of {source_name(str(plan.calibration))}"
     crops = augmented(min(DEFAULT_CALIBRATION, plan.calibration_count), encoder.size, encoder.color, seed=11)
     return crops, f"{len(crops)} augmentations of the one shipped face (no folder of faces was given)"
 

@@ -59,7 +59,7 @@ def from_folder(source: Path, count: int, size: int, color: Literal["rgb", "gray
         try:
             with np.load(source, allow_pickle=False) as z:
                 pool = list(z["images"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except Exception as error:  # numpy's readers let much through
             raise ConversionError(f"{source} is neither a folder of faces nor an npz file with a member images") from error
     else:
         if not source.exists():

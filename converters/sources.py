@@ -88,13 +88,20 @@ def load_clip(source: str) -> tuple[Any, Any]:
             source, local_files_only=local, dtype=torch.float32, output_loading_info=True
         )
         tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=local)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ConversionError(f"{source} is not a readable CLIP ({(str(error).splitlines() or [''])[0]})") from error
+    except ConversionError:
+        raise
+    except Exception as error:  # a damaged file makes transformers and its readers raise what they like
+        raise ConversionError(f"{source} is not a readable CLIP ({_reason(error)})") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConversionError(f"{source} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}")
     _check_tokenizer(model, tokenizer, source)
     return model.eval(), tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error: transformers goes on with advice."""
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 
 def _check_tokenizer(model: Any, tokenizer: Any, source: str) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from fer_edge.errors import LabelError
+from fer_edge.runtime import one_line
 
 _PROBE = ("a photo of a face with an expression of happiness.", "Sadness; ANGER -- 2 eyes, 1 mouth")
 
@@ -46,7 +47,12 @@ def weights_sha256(tensors: dict[str, torch.Tensor], extra: object = None) -> st
 def source_name(source: str) -> str:
     """A source as a manifest may show it: the id, or the last part of a folder's path (never a path of this machine)."""
     path = Path(source)
-    return path.resolve().name if path.exists() else source
+    return shown(path.resolve().name if path.exists() else source)
+
+
+def shown(name: str) -> str:
+    """A file's name as JSON in UTF-8 can hold it: bytes that are no text are written as \\udc.."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def clip_text_encoder(model: Any, tokenizer: Any, source: str) -> TextEncoder:
@@ -79,15 +85,24 @@ def clip_text_encoder(model: Any, tokenizer: Any, source: str) -> TextEncoder:
 def sentence_encoder(source: str) -> TextEncoder:
     """A sentence-transformers folder or id that mean-pools a BERT-like model and normalises (MiniLM does)."""
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import cached_file
 
     local = Path(source).exists()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        model = AutoModel.from_pretrained(source, local_files_only=local).float().eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise LabelError(f"{source} is not a readable sentence encoder ({str(error).splitlines()[0]})") from error
-    pooling = Path(source) / "1_Pooling" / "config.json"
-    if local and pooling.exists() and not json.loads(pooling.read_text()).get("pooling_mode_mean_tokens", False):
+        model, info = AutoModel.from_pretrained(source, local_files_only=local, output_loading_info=True)
+        model = model.float().eval()
+        where = cached_file(
+            source, "1_Pooling/config.json", local_files_only=local, _raise_exceptions_for_missing_entries=False
+        )
+        pooling = json.loads(Path(where).read_text()) if where else {"pooling_mode_mean_tokens": True}
+    except Exception as error:  # transformers, its readers and pydantic-like checks raise what they like
+        raise LabelError(f"{source} is not a readable sentence encoder ({one_line(error)})") from error
+    # The pooler is a layer that mean pooling does not use, and not every checkpoint has it.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise LabelError(f"{source} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}")
+    if not hasattr(model.config, "hidden_size") or not pooling.get("pooling_mode_mean_tokens", False):
         raise LabelError(f"{source} does not use mean pooling; only mean-pooled sentence encoders are supported")
 
     def encode(sentences: Sequence[str]) -> NDArray[np.float32]:

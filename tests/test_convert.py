@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,44 @@ def test_symmetric_int8_as_tensorrt_wants_it(tmp_path: Path) -> None:
         assert point.dtype == np.int8
         assert not point.any()
     assert overflows or symmetric.manifest.artefacts[0].parity["centred_cosine"] > 0.95
+
+
+@pytest.mark.parametrize("left", [b"", b"PK"])
+def test_a_damaged_clip_is_bad_input(left: bytes, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """torch ends an empty file with EOFError, which click takes for Ctrl-D: it came out as "Interrupted.", 130."""
+    shutil.copytree(clip, tmp_path / "clip")
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    (tmp_path / "clip" / "pytorch_model.bin").write_bytes(left)
+    with pytest.raises(SystemExit) as end:
+        main(["convert", str(tmp_path / "clip"), "-o", str(tmp_path / "bundle")])
+    assert end.value.code == 2
+    assert "is not a readable CLIP" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("kind", ["npy", "cut npz"])
+def test_calibration_from_what_is_no_npz(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "faces.npz"
+    np.savez(file, images=np.zeros((4, 8, 8), np.uint8))
+    if kind == "npy":
+        with file.open("wb") as stream:
+            np.save(stream, np.zeros((4, 8, 8), np.uint8))
+    else:
+        file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(fer_edge.ConversionError, match="neither a folder of faces nor an npz"):
+        from_folder(file, 4, 8, "gray")
+
+
+def test_a_folder_of_faces_whose_name_is_not_unicode(tmp_path: Path) -> None:
+    faces = Path(os.fsdecode(os.fsencode(tmp_path) + b"/f\xff"))
+    try:
+        faces.mkdir()
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    for i in range(3):
+        shipped_face().rotate(i).save(faces / f"{i}.png")
+    bundle = convert(str(STUDENT), tmp_path / "b", Plan(runtimes=("litert",), calibration=faces, allow_drift=True))
+    assert "3 faces of f\\udcff" in (bundle.manifest.artefacts[0].calibration or "")
 
 
 def test_litert_static_for_cnn_and_dynamic_for_vit(clip: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import learning
 import numpy as np
@@ -27,6 +28,7 @@ from fer_edge.converters.learn.student import (
     load_student,
     save_student,
 )
+from fer_edge.converters.learn.teachers import open_teacher
 from fer_edge.converters.learn.train import train_student
 from learning import LABELS, TINY
 from safetensors import safe_open
@@ -224,6 +226,47 @@ def test_too_few_faces_are_an_error(few: TrainingData, tmp_path: Path) -> None:
     plan = TrainingPlan(few, TINY, replace(QUICK, batch=5000))
     with pytest.raises(fer_edge.ConversionError, match="fewer than one batch"):
         train_student(plan, tmp_path, lambda r: None)
+
+
+def test_a_training_that_diverges_is_an_error(few: TrainingData, tmp_path: Path) -> None:
+    """Nothing of it is kept: going on would go on with NaN."""
+    plan = TrainingPlan(few, TINY, replace(QUICK, lr=1e30))
+    with pytest.raises(fer_edge.ConversionError, match=r"diverged in epoch 1.*smaller --lr"):
+        train_student(plan, tmp_path / "work", lambda r: None)
+    assert not (tmp_path / "work" / "state.pt").exists()
+
+
+def test_a_teacher_without_the_labels_is_not_asked_about_faces(few: TrainingData, tmp_path: Path, bundle: Path) -> None:
+    teacher = replace(open_teacher(str(bundle)), sets=())
+    with pytest.raises(fer_edge.ConversionError, match="has no label set with happiness"):
+        train_student(TrainingPlan(few, TINY, QUICK, (teacher,)), tmp_path / "work", lambda r: None)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda face, votes: (face[:-30], votes),
+        lambda face, votes: (face, votes + votes.splitlines()[-1] + "\n"),
+        lambda face, votes: (face, votes[:-5]),
+        lambda face, votes: (face + "\xff", votes),
+    ],
+    ids=["a line cut", "one line more", "votes cut", "no UTF-8"],
+)
+def test_tables_that_are_not_the_published_ones(harm: Any, tmp_path: Path) -> None:
+    pixels = " ".join(["7"] * 48 * 48)
+    face, votes = harm(
+        f"emotion,pixels,Usage\n3,{pixels},Training\n3,{pixels},PublicTest\n",
+        "Usage,Image name,"
+        + ",".join(VOTE_NAMES)
+        + "".join(f"\n{usage},x.png,0,8,1,1,0,0,0,0,0,0" for usage in ("Training", "PublicTest"))
+        + "\n",
+    )
+    (tmp_path / "a.csv").write_bytes(face.encode("latin-1"))
+    (tmp_path / "b.csv").write_bytes(votes.encode("latin-1"))
+    with pytest.raises(fer_edge.ConversionError, match=r"a\.csv"):
+        build(tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_soft_targets_drop_single_votes() -> None:

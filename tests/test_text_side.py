@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from fer_edge.converters.learn.figures import HELD_OUT
 from fer_edge.converters.learn.language import TextRecipe, constants, default_constants, draw, fit_text_projection
 from fer_edge.converters.learn.sentences import TEMPLATES, descriptions, phrases
+from fer_edge.converters.text import sentence_encoder
 from learning import LABELS, LEARN
 from torch import Tensor
 from torch.nn import functional as F
 
+import fer_edge
 from fer_edge.labels import read_prompt_file
 
 
@@ -158,3 +161,43 @@ def test_the_words_of_the_figures_are_kept_out() -> None:
     sentences = [text for group in phrases().values() for text in group]
     assert [text for text in sentences if any(re.search(stem, text.lower()) for stem in STEMS)] == []
     assert {len(words) for words in HELD_OUT.values()} == {len(LABELS)}
+
+
+def bert(folder: Path, pooling: str | None = None) -> Path:
+    """A sentence encoder as sentence-transformers saves one, small and random."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = {
+        word: i for i, word in enumerate(["[PAD]", "[UNK]", "a", "photo", "of", "happiness", "anger", ".", ";", "eyes"])
+    }
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(words), **shape)).save_pretrained(folder)
+    if pooling is not None:
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(pooling)
+    return folder
+
+
+def test_a_sentence_encoder_is_whole_or_none(tmp_path: Path) -> None:
+    """transformers fills missing weights with random numbers, other ones at every run."""
+    from safetensors.torch import load_file, save_file
+
+    whole = sentence_encoder(str(bert(tmp_path / "whole", '{"pooling_mode_mean_tokens": true}')))
+    assert whole.encode(["a photo of anger", "a photo"]).shape == (2, 16)
+    file = bert(tmp_path / "less") / "model.safetensors"
+    weights = load_file(file)
+    save_file({k: v for k, v in weights.items() if "layer.1." not in k}, file, metadata={"format": "pt"})
+    with pytest.raises(fer_edge.LabelError, match=r"less is incomplete: \d+ weights are missing"):
+        sentence_encoder(str(tmp_path / "less"))
+    file.write_bytes(file.read_bytes()[:1000])
+    for folder, words in (
+        (tmp_path / "less", "not a readable sentence encoder"),
+        (bert(tmp_path / "cls", '{"pooling_mode_cls_token": true}'), "mean pooling"),
+        (bert(tmp_path / "half", '{"pooling_mode'), "not a readable sentence encoder"),
+    ):
+        with pytest.raises(fer_edge.LabelError, match=words):
+            sentence_encoder(str(folder))

@@ -232,6 +232,22 @@ def test_other_faces_never_get_into_a_cache(faces: Path, tmp_path: Path) -> None
         Faces(tmp_path / "two.npz").read("1.png")
 
 
+def test_a_face_that_can_be_read_again_comes_in(faces: Path, tmp_path: Path) -> None:
+    """It was half copied when the cache was made; what cannot be read for good costs no shard again."""
+    known, cache = Faces(faces), tmp_path / "cache"
+    whole = (faces / "5.png").read_bytes()
+    (faces / "5.png").write_bytes(whole[: len(whole) // 2])
+    plan = plan_cache(known, (fake(3), 100.0), fake(4), 4, half=False)
+    compute(known, cache, plan, fake(3), fake(4), lambda p: None)
+    assert {row.path for row in read_pairs(cache).left_out} == {"4broken.jpg", "5.png"}
+    (faces / "5.png").write_bytes(whole)
+    written = {k: shard_file(cache, k).stat().st_mtime_ns for k in range(plan.shards)}
+    compute(known, cache, plan, fake(3), fake(4), lambda p: None)
+    assert {row.path for row in read_pairs(cache).left_out} == {"4broken.jpg"}
+    again = [k for k in range(plan.shards) if shard_file(cache, k).stat().st_mtime_ns != written[k]]
+    assert again == [next(k for k in range(plan.shards) if "5.png" in plan.names(k))]
+
+
 def test_a_renamed_model_is_the_same_model(faces: Path, tmp_path: Path) -> None:
     known, cache = Faces(faces), tmp_path / "cache"
     plan = plan_cache(known, (fake(3), 100.0), fake(4), 4, half=False)
@@ -326,6 +342,8 @@ def test_vectors_from_a_file(models: Path, faces: Path, tmp_path: Path, capfd: p
     less = sources.vectors_source(tmp_path / "y.safetensors")
     with pytest.raises(fer_edge.ConversionError, match=f"first is {names[0]}"):
         make_shard(Faces(faces), names, fake(3), less)
+    with pytest.raises(fer_edge.ConversionError, match=f"first is {names[0]}"):
+        plan_cache(Faces(faces), (fake(3), 1.0), less, 4, half=False)  # before any shard is made
     save_file({"features": table}, tmp_path / "z.safetensors")
     with pytest.raises(fer_edge.ConversionError, match="'paths'"):
         sources.vectors_source(tmp_path / "z.safetensors")
@@ -350,9 +368,12 @@ def test_descriptions_from_a_file(faces: Path, tmp_path: Path) -> None:
     assert said.shape == (len(names), 384)
     assert np.array_equal(said[0], said[2])
     assert not np.allclose(said[0], said[1])
-    file.write_text('{"path": "a"}\n')
-    with pytest.raises(fer_edge.ConversionError, match="line 1"):
-        sources.descriptions_source(file, str(model))
+    for bad in ('{"path": "a"}\n', '{"path": "a", "text": null}\n', '{"path": "a", "text": " "}\n'):
+        file.write_text(bad)
+        with pytest.raises(fer_edge.ConversionError, match="line 1"):
+            sources.descriptions_source(file, str(model))
+    file.write_text(json.dumps({"path": "a", "text": "raised\u2028brows\x85"}, ensure_ascii=False), encoding="utf-8")
+    assert sources.descriptions_source(file, str(model)).side.dim == 384
 
 
 @pytest.mark.parametrize(
@@ -371,6 +392,34 @@ def test_one_source_of_knowledge(
         main(["transfer", "features", str(faces), "--encoder", str(models / "clip"), "-o", str(tmp_path / "c"), *more])
     assert end.value.code == 2
     assert words in capfd.readouterr().err
+
+
+def test_where_nothing_can_be_written_is_seen_first(
+    models: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And not after hours of work."""
+    ran(command(models, faces, tmp_path / "cache"), capfd)
+    (tmp_path / "file").touch()
+    targets = ("w.pth", "file/w.safetensors")
+    wrong = [(["fit", str(tmp_path / "cache"), "--batch", "4", "-o", str(tmp_path / name)], name) for name in targets]
+    pilot = [
+        "report",
+        str(tmp_path / "cache"),
+        "--faces",
+        str(faces),
+        "--encoder",
+        "nowhere",
+        "-o",
+        str(tmp_path / "no/r.html"),
+    ]
+    for arguments, words in (*wrong, (pilot, "no/r.html cannot be written")):
+        with pytest.raises(SystemExit) as end:
+            main(["transfer", *arguments])
+        err = capfd.readouterr().err
+        assert (end.value.code, len(err.splitlines())) == (2, 1), err
+        assert words in err
+        assert "unexpected" not in err
+        assert "epoch" not in err
 
 
 def test_models_that_will_not_do(models: Path, tmp_path: Path, root: Path) -> None:

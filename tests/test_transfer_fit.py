@@ -181,3 +181,14 @@ def test_what_cannot_be_fitted(small: Planted) -> None:
     broken[7, 3] = float("nan")
     with pytest.raises(fer_edge.ConversionError, match="LLM features hold NaN"):
         wrong(image, broken)
+
+
+def test_a_fit_that_diverges_is_an_error(small: Planted) -> None:
+    with pytest.raises(fer_edge.ConversionError, match="diverged in epoch 1"):
+        fit(small.image, small.llm, FitRecipe(batch=128, lr=1e38))
+
+
+def test_the_same_description_for_every_face_teaches_nothing(small: Planted) -> None:
+    same = torch.ones_like(small.llm)
+    with pytest.raises(fer_edge.ConversionError, match="the same for every face"):
+        fit(small.image, same, FitRecipe(method="cca"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Finite, Numbers, Rooms, common, emit, fraction, need_extra, say
+from fer_edge.console import Finite, Numbers, Rooms, check_target, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
 
 from ..cli import hushed
@@ -134,6 +134,7 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
+    check_target(output, make_folder=True)
     with hushed():
         from .device import native_bf16, training_device
         from .plan import plan_training

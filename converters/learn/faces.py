@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from fer_edge.errors import ConversionError, ImageError
 from fer_edge.image import IMAGE_SUFFIXES, ImageLike, to_input
 
-UNREADABLE = (OSError, KeyError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-"""What numpy raises for files that are no npz, or a damaged one."""
+UNREADABLE = (
+    *(OSError, KeyError, ValueError, EOFError, MemoryError, TypeError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
+"""What numpy raises for files that are no npz (TypeError: an npy), or a damaged one."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,15 @@ def load_faces(path: Path, names: Sequence[str], size: int = 48) -> Faces:
             votes, vote_names = z["ferplus_votes_labelcsv"], list(map(str, z["ferplus_vote_names"]))
             majority = z["ferplus_majority_labelcsv"].astype(np.int64)
             class_names = list(map(str, z["ferplus_class_names"]))
+            order = [vote_names.index(name) for name in names]
     except UNREADABLE as error:
         raise ConversionError(f"{path} is not a FER+ npz file ({error}); build one with: fer-edge student data") from error
-    order = [vote_names.index(name) for name in names]
     kept = np.where(votes > 1, votes, 0)
     usable = (kept[:, order].max(1) > 0) & (kept[:, order].max(1) >= kept.max(1))
     position = np.array([list(names).index(name) if name in names else -1 for name in class_names] + [-1])
     pictures = images[usable]
+    if not len(pictures):
+        raise ConversionError(f"{path} has no face with a usable vote for one of {', '.join(names)}")
     return Faces(
         pictures, crops(pictures, size, "gray")[..., 0], soft_targets(votes[:, order])[usable], position[majority][usable]
     )

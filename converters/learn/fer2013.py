@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_edge.arrays import write_npz
 from fer_edge.errors import ConversionError
 
 FER2013_CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -35,15 +36,10 @@ def build(fer2013: Path, ferplus: Path, output: Path) -> dict[str, int]:
     A training face that also stands in a test split, or a second time in training, is left out. Raises ConversionError
     for tables of another shape."""
     csv.field_size_limit(min(sys.maxsize, 1 << 24))
-    rows: dict[str, list[tuple[int, int, NDArray[np.uint8], list[int]]]] = {split: [] for split in SPLITS}
-    for number, (face, votes) in enumerate(zip(_rows(fer2013), _rows(ferplus), strict=True)):
-        try:
-            pixels = np.array(face["pixels"].split(), dtype=np.uint8).reshape(48, 48)
-            rows[face["Usage"]].append((number, int(face["emotion"]), pixels, [int(votes[name]) for name in VOTE_NAMES]))
-        except (KeyError, ValueError) as error:
-            raise ConversionError(f"row {number + 2} of {fer2013} or {ferplus} is not as published ({error})") from error
-        if votes.get("Usage") != face["Usage"]:
-            raise ConversionError(f"row {number + 2}: {fer2013} and {ferplus} are not the same pictures in the same order")
+    try:
+        rows = _joined(fer2013, ferplus)
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or one table is longer
+        raise ConversionError(f"{fer2013} and {ferplus} are not the published tables ({error})") from error
     held_out = {pixels.tobytes() for split in ("PublicTest", "PrivateTest") for _, _, pixels, _ in rows[split]}
     output.mkdir(parents=True, exist_ok=True)
     counts = {}
@@ -53,6 +49,20 @@ def build(fer2013: Path, ferplus: Path, output: Path) -> dict[str, int]:
         counts[name] = len(kept)
         _write(output / f"{name}.npz", kept)
     return counts
+
+
+def _joined(fer2013: Path, ferplus: Path) -> dict[str, list[tuple[int, int, NDArray[np.uint8], list[int]]]]:
+    """Split -> (row, emotion, pixels, votes) of both tables."""
+    rows: dict[str, list[tuple[int, int, NDArray[np.uint8], list[int]]]] = {split: [] for split in SPLITS}
+    for number, (face, votes) in enumerate(zip(_rows(fer2013), _rows(ferplus), strict=True)):
+        try:
+            pixels = np.array(face["pixels"].split(), dtype=np.uint8).reshape(48, 48)
+            rows[face["Usage"]].append((number, int(face["emotion"]), pixels, [int(votes[name]) for name in VOTE_NAMES]))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:  # a line that was cut has None in it
+            raise ConversionError(f"row {number + 2} of {fer2013} or {ferplus} is not as published ({error})") from error
+        if votes.get("Usage") != face["Usage"]:
+            raise ConversionError(f"row {number + 2}: {fer2013} and {ferplus} are not the same pictures in the same order")
+    return rows
 
 
 def _repeated(pixels: NDArray[np.uint8], seen: set[bytes]) -> bool:
@@ -69,7 +79,7 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 
 def _write(path: Path, rows: list[tuple[int, int, NDArray[np.uint8], list[int]]]) -> None:
     votes = np.array([row[3] for row in rows], dtype=np.int8).reshape(-1, len(VOTE_NAMES))
-    np.savez_compressed(
+    write_npz(
         path,
         images=np.stack([row[2] for row in rows]) if rows else np.empty((0, 48, 48), np.uint8),
         labels=np.array([row[1] for row in rows], dtype=np.int8),

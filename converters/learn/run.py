@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fer_edge.console import replaced
 from fer_edge.errors import ConversionError
 
 from .augment import disturb, mirrored, mixup, view, warp
@@ -68,6 +69,8 @@ class Run:
             raise ConversionError(f"{len(self.images)} faces are fewer than one batch of {recipe.batch}")
         if data.train.targets is None:
             self._check_space(config)
+        for teacher in self.teachers:
+            teacher.constants(data.labels)  # now, and not when it has been asked about every face
         self.votes = torch.empty(0) if data.train.targets is None else torch.from_numpy(data.train.targets)
         prior = self.votes.mean(0).clamp(min=1e-6)
         self.adjustment = recipe.prior * prior.log()
@@ -164,6 +167,10 @@ class Run:
             rows = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
             total += self._step(rows, maps[rows], None if taught is None else taught[rows], generator)
             on_batch((self.epoch + asked + (1 - asked) * (step + 1) / self.steps) / self.recipe.epochs)
+        if not math.isfinite(total):
+            raise ConversionError(
+                f"the training diverged in epoch {self.epoch + 1}: its loss is no number; start anew with a smaller --lr"
+            )
         self.epoch += 1
         war, uar = self._validate()
         seconds = time.monotonic() - began
@@ -271,10 +278,9 @@ def _average(decay: float, means: Sequence[Tensor], values: Sequence[Tensor], co
 
 
 def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file in one step."""
-    partial = file.with_name(file.name + ".partial")
-    write(partial)
-    partial.replace(file)
+    """Write a file in one step. Raises UsageError when it cannot be written."""
+    with replaced(file) as partial:
+        write(partial)
 
 
 def _write_array(path: Path, array: NDArray[np.float16]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_edge.arrays import write_npz
 from fer_edge.errors import LabelError
 from fer_edge.labels import read_prompt_file
 from fer_edge.manifest import TextEncoderRef
@@ -83,7 +84,7 @@ def write_sentences(encoder: TextEncoder, path: Path) -> Sentences:
     texts = tuple(dict.fromkeys(text for group in phrases().values() for text in group))
     text = TextEncoderRef(encoder.kind, encoder.source, encoder.sha256)
     table = Sentences(texts, encoder.encode(texts), text)
-    np.savez_compressed(
+    write_npz(
         path,
         texts=np.array([text.encode() for text in table.texts]),
         vectors=table.vectors.astype(np.float16),

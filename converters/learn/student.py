@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fer_edge.console import replaced
 from fer_edge.errors import ConversionError
 from fer_edge.labels import LabelSet
 from fer_edge.manifest import TextEncoderRef
@@ -204,9 +205,8 @@ def save_student(path: Path, checkpoint: StudentCheckpoint) -> None:
         "meta": dict(checkpoint.meta),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={FORMAT: json.dumps(header, sort_keys=True)})
-    partial.replace(path)
+    with replaced(path) as partial:
+        save_file(tensors, partial, metadata={FORMAT: json.dumps(header, sort_keys=True)})
 
 
 def load_student(path: Path) -> StudentCheckpoint:

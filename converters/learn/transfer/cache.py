@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fer_edge.errors import ConversionError
+from fer_edge.image import ImageLike
 from fer_edge.runtime import one_line
 
 SCHEMA = 1
@@ -41,6 +42,17 @@ class Side:
     sha256: str
     dim: int
     settings: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """``features`` maps the pictures of some faces, and their names, to (n, dim) float32; ``batch``: how many at once;
+    ``names``: name -> row of the faces that a file has features of, None: it computes them for any."""
+
+    side: Side
+    features: Callable[[Sequence[ImageLike], Sequence[str]], NDArray[np.float32]]
+    batch: int = 32
+    names: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

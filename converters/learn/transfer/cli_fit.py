@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Finite, common, emit, fraction, need_extra, say
+from fer_edge.console import Finite, check_target, common, emit, fraction, need_extra, say, write_text
 from fer_edge.errors import UsageError
 
 from ...cli import hushed
@@ -100,8 +100,9 @@ def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options
     from .fit import FitRecipe
     from .fit import fit as run
     from .pairs import read_pairs
-    from .projection import write_projection
+    from .projection import check_projection, write_projection
 
+    check_projection(output)
     pairs = read_pairs(cache)
     recipe = FitRecipe(scale=pairs.plan.scale, **options)
     held = min(round(recipe.held_out * len(pairs.rows)), recipe.batch)
@@ -180,19 +181,18 @@ def report(
         from .pilot_page import report as page
         from .pilot_page import verdict
 
+    if output is not None:
+        check_target(output)
     pairs, known = read_pairs(cache), Faces(faces)
     some = read_faces(labelled, truth, classes) if labelled else None
     recipe = FitRecipe(scale=pairs.plan.scale, **options)
     with fraction(sys.stderr, "the pilot") as progress:
         found = pilot(pairs, Asked(encoder, labels, prompts, held_out, some), recipe, progress)
+    emit(found.as_json()) if as_json else say("\n".join(verdict(found)))
     if output is not None:
-        partial = output.with_name(output.name + ".partial")
-        partial.write_text(page(found, known), encoding="utf-8")
-        partial.replace(output)
-    if as_json:
-        emit(found.as_json())
-    else:
-        say("\n".join(verdict(found)) + (f"\nWritten: {output}" if output else ""))
+        write_text(output, page(found, known, {row.path: row.sha256 for row in pairs.rows}))
+        if not as_json:
+            say(f"Written: {output}")
 
 
 def _epoch_text(epoch: FitEpoch, epochs: int, among: int) -> str:

@@ -21,14 +21,17 @@ from .cache import (
     LeftOut,
     Row,
     Shard,
+    Source,
+    common_names,
     missing_shards,
     open_cache,
     read_plan,
+    shard_file,
+    shard_header,
     shard_rows,
     write_index,
     write_shard,
 )
-from .sources import Source
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,12 @@ def _npz_images(source: Path) -> NDArray[np.uint8]:
 
 
 def plan_cache(faces: Faces, image: tuple[Source, float], llm: Source, shard: int, half: bool) -> CachePlan:
-    """What a cache of these faces would hold."""
+    """What a cache of these faces would hold. Raises ConversionError for faces that a file of LLM features lacks."""
     source, scale = image
-    return CachePlan(faces.names(), source.side, llm.side, shard, half, scale)
+    names = faces.names()
+    if llm.names is not None:
+        common_names(names, llm.names)  # now, and not when half of the shards are made
+    return CachePlan(names, source.side, llm.side, shard, half, scale)
 
 
 def make_shard(
@@ -132,6 +138,7 @@ def compute(
 
     Raises ConversionError when the cache is of other models, or a side gives NaN or Inf."""
     plan = open_cache(cache, plan)
+    forget_mended(faces, cache, plan)
     waiting = missing_shards(cache, plan)
     check_faces(faces, cache, plan, waiting)
     count = counter(plan, waiting, on_progress)
@@ -139,6 +146,22 @@ def compute(
         write_shard(cache, plan, k, make_shard(faces, plan.names(k), image, llm, count))
     write_index(cache)
     return plan
+
+
+def forget_mended(faces: Faces, cache: Path, plan: CachePlan) -> None:
+    """Remove shards that left a face out which can be read now: it was half copied, say, or its disk failed for a while."""
+    waiting = set(missing_shards(cache, plan))
+    for k in (k for k in range(plan.shards) if k not in waiting):
+        if any(_readable(faces, entry["path"]) for entry in shard_header(cache, k)["left_out"]):
+            shard_file(cache, k).unlink()
+
+
+def _readable(faces: Faces, name: str) -> bool:
+    try:
+        faces.read(name)
+    except (ImageError, ConversionError):
+        return False
+    return True
 
 
 def counter(plan: CachePlan, waiting: Sequence[int], on_progress: Callable[[Progress], None]) -> Callable[[int], None]:

@@ -204,6 +204,8 @@ def _descend(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses, rights = losses + loss.item(), rights + right.item()
+        if not (math.isfinite(losses) and bool(torch.isfinite(weight).all())):
+            raise ConversionError(f"the fit diverged in epoch {epoch}: its loss is no number; give a smaller --lr")
         seen = evaluate(sides, weight.detach(), held, recipe)
         report = FitEpoch(epoch, losses / steps, rights / steps, *seen, time.monotonic() - began)
         reports.append(report)
@@ -268,6 +270,8 @@ def canonical(image: Tensor, llm: Tensor, rows: Tensor, recipe: FitRecipe) -> tu
     The singular value decomposition of C_xx^-1/2 C_xt C_tt^-1/2 (Hotelling 1936; with ridge terms: Vinod 1976)."""
     own, cross, theirs = _covariances(image, llm, rows, both=True)
     assert theirs is not None
+    if not (float(own.diagonal().sum()) > 0 and float(theirs.diagonal().sum()) > 0):
+        raise ConversionError("one side of the pairs is the same for every face: there is nothing to learn from it")
     left, right = _inverse_root(own, recipe.ridge), _inverse_root(theirs, recipe.ridge)
     u, s, v = torch.linalg.svd(left @ cross.T @ right, full_matrices=False)
     rank = min(len(s), recipe.rank or len(s))

@@ -25,8 +25,8 @@ from fer_edge import errors
 from fer_edge.errors import ConversionError, FerEdgeError, UsageError
 from fer_edge.runtime import one_line, usable_processors
 
-from .cache import CachePlan, Side, missing_shards, open_cache, read_plan, write_index, write_shard
-from .features import Faces, Progress, check_faces, counter, make_shard
+from .cache import CachePlan, Side, common_names, missing_shards, open_cache, read_plan, write_index, write_shard
+from .features import Faces, Progress, check_faces, counter, forget_mended, make_shard
 from .sources import Wanted, open_sources
 
 MOST_BLOCKS = 4096
@@ -112,8 +112,9 @@ def compute_on_ray(
             place = room(ray.nodes(), cluster, wanted.device)
             _check_free(place, cluster)
             look = ray.remote(_sides).options(num_cpus=place.threads, num_gpus=place.gpus, memory=_bytes(cluster))
-            image, scale, llm = ray.get(look.remote(wanted))
+            image, scale, llm = ray.get(look.remote(wanted, names))
             plan = open_cache(cache, CachePlan(names, image, llm, *shape, scale))
+            forget_mended(known, cache, plan)
             waiting = missing_shards(cache, plan)
             check_faces(known, cache, plan, waiting)
             count = counter(plan, waiting, on_progress)
@@ -165,9 +166,12 @@ def _bytes(cluster: Cluster) -> int | None:
     return None if cluster.memory_gb is None else round(cluster.memory_gb * 1e9)
 
 
-def _sides(wanted: Wanted) -> tuple[Side, float, Side]:
-    """Both sides as a worker sees them, and the CLIP's scale: the driver need not hold the models."""
+def _sides(wanted: Wanted, names: tuple[str, ...]) -> tuple[Side, float, Side]:
+    """Both sides as a worker sees them, and the CLIP's scale: the driver need not hold the models. A file of LLM features
+    must have all of the faces."""
     (image, scale), llm = open_sources(wanted)
+    if llm.names is not None:
+        common_names(names, llm.names)
     return image.side, scale, llm.side
 
 

@@ -1,6 +1,8 @@
 """The pilot's verdict on a cache: does the projection learn anything, what does it change, would more faces help?
 
-Everything is shown against plain CLIP under the same prompts, because much of a published gain is the prompt's."""
+Everything is shown against plain CLIP under the same prompts, because much of a published gain is the prompt's. On labelled
+faces plain CLIP sees pixels as it was trained, with its mean and std; of the cache's faces there are only the features of
+its own pixels."""
 
 from __future__ import annotations
 
@@ -64,8 +66,8 @@ class Ends:
 @dataclass(frozen=True)
 class Pilot:
     """``retrieval``: share of held-out faces whose own LLM features are the nearest among ``among``; ``balance_*``: share of
-    the unlabelled faces given each label, by plain CLIP and projected; ``flips``: share whose label changes, and ``flows``
-    how many from which label to which; ``labelled``: faces with a label, None without any."""
+    the unlabelled faces given each label, by plain CLIP (on the cache's pixels) and projected; ``flips``: share whose label
+    changes, and ``flows`` how many from which label to which; ``labelled``: faces with a label, None without any."""
 
     faces: int
     left_out: int
@@ -126,8 +128,9 @@ def pilot(pairs: Pairs, asked: Asked, recipe: FitRecipe, on_step: Callable[[floa
     for i, many in enumerate(counts):
         rows = rest[:many]
         on_step(0.3 + 0.6 * i / len(counts), f"learning from {many} faces")
-        # As many steps at every point: the curve is about faces, not about steps.
-        as_long = replace(recipe, epochs=round(recipe.epochs * len(rest) / many))
+        # As many steps at every point: the curve is about faces, not about steps. An epoch drops its last incomplete batch.
+        steps = recipe.epochs * (len(rest) // recipe.batch)
+        as_long = replace(recipe, epochs=max(1, round(steps / (many // recipe.batch))))
         fitted = fit(pairs.image, pairs.llm, as_long, rows=rows)
         accuracy = truth.accuracy(prompts.compiled(fitted)) if truth else None
         seen = _retrieval(pairs, fitted, held, recipe)
@@ -157,7 +160,7 @@ def pilot(pairs: Pairs, asked: Asked, recipe: FitRecipe, on_step: Callable[[floa
         ends=_ends(projected, features, pairs),
         curve=tuple(curve),
         labelled=None if truth is None else len(truth.truth),
-        before=truth.accuracy(plain) if truth else None,
+        before=truth.accuracy(plain, plain=True) if truth else None,
         after=truth.accuracy(projected) if truth else None,
         skipped=truth.skipped if truth else {},
     )
@@ -200,9 +203,11 @@ class _Prompts:
 
 @dataclass(frozen=True)
 class _Labelled:
-    """Image features (M, D) of labelled faces, and the truth (M,) as positions in the label set."""
+    """Image features (M, D) of labelled faces on the cache's pixels, the same as plain CLIP sees them, and the truth (M,) as
+    positions in the label set."""
 
     features: NDArray[np.float32]
+    plain: NDArray[np.float32]
     truth: NDArray[np.int64]
     skipped: Mapping[str, int]
 
@@ -216,19 +221,22 @@ class _Labelled:
         if not known:
             raise LabelError(f"none of the classes is a label of {', '.join(names)}; choose --labels")
         missing = [name for name, label in zip(asked.labelled.classes, meant, strict=True) if label is None]
-        source, _ = image_source(asked.encoder, pairs.plan.image.settings["pixels"])  # type: ignore[arg-type]
         images = [asked.labelled.images[i] for i in known]
-        rows = []
-        for start in range(0, len(images), 64):
-            on_step(0.3 * start / len(images), f"labelled faces: {start} of {len(images)}")
-            rows.append(source.features(images[start : start + 64], [""] * len(images[start : start + 64])))
+        sides: list[NDArray[np.float32]] = []
+        for pixels in (pairs.plan.image.settings["pixels"], "clip"):
+            source, _ = image_source(asked.encoder, pixels)  # type: ignore[arg-type]
+            rows = []
+            for start in range(0, len(images), 64):
+                on_step(0.15 * (len(sides) + start / len(images)), f"labelled faces: {start} of {len(images)}")
+                rows.append(source.features(images[start : start + 64], [""] * len(images[start : start + 64])))
+            sides.append(np.concatenate(rows))
         truth = np.array([names.index(str(meant[i])) for i in known])
-        return _Labelled(np.concatenate(rows), truth, {name: missing.count(name) for name in dict.fromkeys(missing)})
+        return _Labelled(sides[0], sides[1], truth, {name: missing.count(name) for name in dict.fromkeys(missing)})
 
-    def accuracy(self, compiled: _Compiled) -> Accuracy:
+    def accuracy(self, compiled: _Compiled, plain: bool = False) -> Accuracy:
         names = compiled.labels.labels
         table = np.zeros((len(names), len(names)), np.int64)
-        np.add.at(table, (self.truth, compiled.predicted(self.features)), 1)
+        np.add.at(table, (self.truth, compiled.predicted(self.plain if plain else self.features)), 1)
         there = table.sum(1) > 0
         recall = table.diagonal()[there] / table.sum(1)[there]
         by_label = dict(zip([n for n, yes in zip(names, there, strict=True) if yes], recall.tolist(), strict=True))

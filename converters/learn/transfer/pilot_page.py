@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fer_edge.errors import ImageError
+from fer_edge.errors import ConversionError, ImageError
 from fer_edge.page import bullets, page, table
 
 from .features import Faces
@@ -20,8 +20,15 @@ THUMB = 88
 """Pixels of a face on the contact sheet."""
 
 
-def report(found: Pilot, faces: Faces) -> str:
-    """The whole page. Faces that cannot be shown any more are named instead."""
+_PIXELS = (
+    '<p class="soft">Here plain CLIP sees the pixels of this cache, value / 255 as for the released heads, and not its own '
+    "mean and std. On labelled faces it sees those.</p>"
+)
+
+
+def report(found: Pilot, faces: Faces, known: Mapping[str, str]) -> str:
+    """The whole page. ``known``: name -> sha256 of the cache's faces. Those that are gone, cannot be read any more, or are
+    other pictures by now are named instead of shown."""
     parts = [
         "<h1>Knowledge transfer: the pilot</h1>",
         f'<p class="soft">{escape(found.image["source"])}, taught by {escape(found.llm["source"])}; '
@@ -30,6 +37,7 @@ def report(found: Pilot, faces: Faces) -> str:
         "<h2>Would more faces help?</h2>",
         _picture(_curve(found), "learning curve"),
         "<h2>What changes against plain CLIP, under the same prompts</h2>",
+        *([_PIXELS] if found.image["settings"].get("pixels") != "clip" else []),
         _picture(_balance(found), "class balance"),
         table(
             ["from", "to", "faces"],
@@ -39,7 +47,7 @@ def report(found: Pilot, faces: Faces) -> str:
     ]
     if found.before and found.after:
         parts += ["<h2>On labelled faces</h2>", _accuracy(found.before, found.after, found.labels)]
-    parts += ["<h2>Faces nearest to each label, and farthest from it</h2>", _sheet(found, faces)]
+    parts += ["<h2>Faces nearest to each label, and farthest from it</h2>", _sheet(found, faces, known)]
     prompts = [[label, " / ".join(some)] for label, some in found.prompts.items()]
     parts += ["<h2>Prompts</h2>", table(["label", "prompts"], prompts, texts=("label", "prompts"))]
     return page("Knowledge transfer: the pilot", parts)
@@ -98,20 +106,22 @@ def _accuracy(before: Accuracy, after: Accuracy, labels: Sequence[str]) -> str:
     return table(["", "plain CLIP", "projected"], rows)
 
 
-def _sheet(found: Pilot, faces: Faces) -> str:
+def _sheet(found: Pilot, faces: Faces, known: Mapping[str, str]) -> str:
     rows = []
     for label, ends in found.ends.items():
         for name, some in (("nearest", ends.nearest), ("farthest", ends.farthest)):
-            cells = "".join(f"<td>{_face(faces, path)}<br>{cosine:.3f}</td>" for path, cosine in some)
+            cells = "".join(f"<td>{_face(faces, path, known[path])}<br>{cosine:.3f}</td>" for path, cosine in some)
             rows.append(f"<tr><td class=text>{escape(label)}, {name}</td>{cells}</tr>")
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
-def _face(faces: Faces, name: str) -> str:
+def _face(faces: Faces, name: str, sha256: str) -> str:
     try:
-        picture, _ = faces.read(name)
-    except ImageError:
-        return escape(name)
+        picture, now = faces.read(name)
+    except (ImageError, ConversionError):
+        return f"{escape(name)}: cannot be read"
+    if now != sha256:
+        return f"{escape(name)}: another picture by now"
     picture = picture.convert("RGB").resize((THUMB, THUMB))
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=80)

@@ -8,11 +8,19 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from fer_edge.console import check_target, replaced
 from fer_edge.errors import UsageError
 
 from ...sources import PROJECTION
 from .fit import FitRecipe, Fitted
 from .pairs import Pairs
+
+
+def check_projection(path: Path) -> None:
+    """Raise UsageError for a file that :func:`write_projection` could not write: before the fit, not after it."""
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path}: a projection is a safetensors file; name it so")
+    check_target(path, make_folder=True)
 
 
 def write_projection(path: Path, fitted: Fitted, recipe: FitRecipe, pairs: Pairs) -> None:
@@ -25,9 +33,8 @@ def write_projection(path: Path, fitted: Fitted, recipe: FitRecipe, pairs: Pairs
         "image": asdict(pairs.plan.image),
         "llm": asdict(pairs.plan.llm),
     }
-    if path.suffix != ".safetensors":
-        raise UsageError(f"{path}: a projection is a safetensors file; name it so")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({"mlp.weight": fitted.weight.contiguous()}, partial, metadata={PROJECTION: json.dumps(made, sort_keys=True)})
-    partial.replace(path)
+    check_projection(path)
+    with replaced(path) as partial:
+        save_file(
+            {"mlp.weight": fitted.weight.contiguous()}, partial, metadata={PROJECTION: json.dumps(made, sort_keys=True)}
+        )

@@ -9,9 +9,7 @@ nothing is decoded."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,8 +24,9 @@ from fer_edge.errors import ConversionError, UsageError
 from fer_edge.image import ImageLike, to_input
 
 from ...sources import CLIP_MEAN, CLIP_STD, open_encoder
-from ...text import sentence_encoder, source_name, weights_sha256
-from .cache import Side, common_names
+from ...text import source_name, weights_sha256
+from .cache import Side, Source
+from .written import descriptions_source, vectors_source
 
 INSTRUCTION = (
     "Please play the role of a facial action describer. Objectively describe the detailed facial actions of the person in "
@@ -37,15 +35,6 @@ INSTRUCTION = (
 """The paper's (section 3.2)."""
 
 Pixels = Literal["plain", "clip"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """``features`` maps the pictures of some faces, and their names, to (n, dim) float32; ``batch``: how many at once."""
-
-    side: Side
-    features: Callable[[Sequence[ImageLike], Sequence[str]], NDArray[np.float32]]
-    batch: int = 32
 
 
 @dataclass(frozen=True)
@@ -177,8 +166,11 @@ def _load_llm(source: str, instruction: str, dtype: torch.dtype) -> tuple[Any, l
         if config.model_type == "instructblip":
             reader = AutoTokenizer.from_pretrained(source, subfolder="qformer_tokenizer", local_files_only=local)
             asked = reader(instruction)["input_ids"]
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ConversionError(f"{source} is not a readable BLIP-2 ({(str(error).splitlines() or [''])[0][:200]})") from error
+    except ConversionError:
+        raise
+    except Exception as error:  # a damaged file makes transformers and its readers raise what they like
+        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        raise ConversionError(f"{source} is not a readable BLIP-2 ({reason})") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConversionError(f"{source} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}")
@@ -193,59 +185,6 @@ def _check_tokens(source: str, tokens: Sequence[int], text: Any) -> None:
         raise ConversionError(
             f"{source} has no tokenizer that fits its language model; tokenizer.json or spiece.model must be there"
         )
-
-
-def vectors_source(file: Path) -> Source:
-    """LLM features made elsewhere: a safetensors file with ``features`` (n, P) and, in its header, ``paths``: a JSON list of
-    the faces' names, relative to the folder of faces. Raises ConversionError."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = json.loads((opened.metadata() or {})["paths"])
-            table = opened.get_tensor("features").float()
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ConversionError(
-            f"{file} is no file of LLM features ({type(error).__name__}): safetensors with a tensor 'features' (n, P) and, "
-            "in its header, 'paths', a JSON list of the faces' names"
-        ) from error
-    if table.ndim != 2 or len(table) != len(names):
-        raise ConversionError(f"{file} has {len(names)} paths and features of shape {tuple(table.shape)}")
-    return _table(file, names, F.normalize(table, dim=-1).numpy(), {"kind": "vectors"})
-
-
-def descriptions_source(file: Path, text_model: str) -> Source:
-    """What anybody wrote of each face, embedded by a sentence encoder: JSON lines of {"path", "text"}.
-
-    Raises ConversionError or LabelError."""
-    told: dict[str, str] = {}
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{file} cannot be read ({error})") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line) if line.strip() else None
-            if entry is not None:
-                told[str(entry["path"])] = str(entry["text"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConversionError(f'{file}, line {number} is not {{"path": ..., "text": ...}}') from error
-    if not told:
-        raise ConversionError(f"{file} holds no descriptions")
-    encoder = sentence_encoder(text_model)
-    texts = list(dict.fromkeys(told.values()))
-    rows = [encoder.encode(texts[i : i + 64]) for i in range(0, len(texts), 64)]
-    place = {text: i for i, text in enumerate(texts)}
-    vectors = np.concatenate(rows)[[place[text] for text in told.values()]]
-    return _table(file, list(told), vectors, {"kind": "descriptions", "text_model": encoder.sha256})
-
-
-def _table(file: Path, names: Sequence[str], vectors: NDArray[np.float32], settings: Mapping[str, str]) -> Source:
-    known = {name: i for i, name in enumerate(names)}
-    sha = hashlib.sha256(file.read_bytes()).hexdigest()
-
-    def features(pictures: Sequence[ImageLike], faces: Sequence[str]) -> NDArray[np.float32]:
-        return vectors[common_names(faces, known)]
-
-    return Source(Side(file.name, sha, vectors.shape[1], settings), features)
 
 
 def _statistics(pixels: Pixels) -> tuple[Tensor, Tensor] | None:
