@@ -95,7 +95,8 @@ def hushed() -> Iterator[int]:
     type=click.Choice(["auto", "none", "clip"]),
     default="auto",
     show_default=True,
-    help="Pixel mean and std: clip = CLIP's own, none = value / 255 alone, auto = none with a projection, else clip.",
+    help="Pixel mean and std: clip = CLIP's own, none = value / 255 alone, auto = as the projection was learned (a released "
+    "head: none), without one clip.",
 )
 @click.option(
     "--input-size",
