@@ -217,6 +217,7 @@ def _rows(configuration: Configuration, parts: Sequence[Part], macs: int | None,
                 parity=full.parity,
                 samples=tuple(t.samples for t in traffic),
                 reference_ms=tuple(part.reference_ms for part in had),
+                handover_us=tuple(part.handover_us for part in had if part.handover_us is not None),
                 details=_details(traffic),
             )
         )

@@ -29,6 +29,13 @@ LONELY_FLOOR = 0.10
 SMALLEST_FLOOR = 0.02
 """Differences below 2% are never called faster or slower: the same binary differs by as much between two processes."""
 
+SHOWN = 0.5
+"""A difference of two runs must show in their best moments too, by this share of it. What others do to a machine takes time
+away and never gives any (Chen and Revels, "Robust benchmarking in noisy environments", 2016), and comes and goes within
+seconds; more work is there at every moment."""
+BEST = 10
+"""Percentile of a process's samples that stands for its best moments."""
+
 EXPLAINING = ("cpu", "usable_cores", "cpu_limit", "governors", "power_mode", "board", "engines", "fer_edge")
 """Fields of the environment that explain a difference."""
 
@@ -38,7 +45,7 @@ Verdict = Literal["faster", "slower", "within noise"]
 @dataclass(frozen=True)
 class Comparison:
     """``ratio``: median of B over median of A, so above 1 is slower; ``interval``: 95%; ``floor``: the relative difference
-    that noise alone makes here; ``a_ms`` and ``b_ms``: the medians."""
+    that noise alone makes here; ``a_ms`` and ``b_ms``: the medians; ``best_ratio``: the same of the best moments."""
 
     configuration: Mapping[str, Any]
     scenario: str
@@ -48,6 +55,7 @@ class Comparison:
     interval: tuple[float, float]
     floor: float
     verdict: Verdict
+    best_ratio: float
 
     def regressed(self, tolerance: float) -> bool:
         """Slower, and by more than ``tolerance``."""
@@ -156,16 +164,20 @@ def _apart(a: Row, ours: Results, b: Row, theirs: Results) -> float | None:
 
 
 def _pair(a: Row, b: Row, again: Row | None, between: float | None) -> Comparison:
-    floor = max(SMALLEST_FLOOR, _between(a), _between(b), _drift(a, b))
+    apart = max(_between(a), _between(b))
     if min(len(a.samples), len(b.samples)) == 1:
-        floor = max(floor, LONELY_FLOOR if between is None else between)
+        apart = max(apart, LONELY_FLOOR if between is None else between)
+    floor = max(SMALLEST_FLOOR, apart + _drift(a, b))  # added: the machine drifts, and its processes lie apart all the same
     if again is not None:
         floor = max(floor, abs(np.log(median(_medians(again)) / median(_medians(a)))), _between(again))
     ratio, interval = ratio_of_medians(a.samples, b.samples)
     named = {**asdict(a.configuration), "device": a.device}
     middles = [median(_medians(row)) for row in (a, b)]
+    best = _best(b) / _best(a)
     judged = verdict(ratio, interval, float(floor))
-    return Comparison(named, a.scenario, middles[0], middles[1], ratio, interval, float(floor), judged)
+    if judged != "within noise" and np.log(best) / np.log(ratio) < SHOWN:
+        judged = "within noise"
+    return Comparison(named, a.scenario, middles[0], middles[1], ratio, interval, float(floor), judged, best)
 
 
 def verdict(ratio: float, interval: tuple[float, float], floor: float) -> Verdict:
@@ -181,6 +193,11 @@ def _medians(row: Row) -> list[float]:
     return [median(part) for part in row.samples]
 
 
+def _best(row: Row) -> float:
+    """ms in the best moments of the best process."""
+    return min(float(np.percentile(part, BEST)) for part in row.samples)
+
+
 def _between(row: Row) -> float:
     """How far processes of one build lie apart: the range of the logarithms of their medians."""
     middles = np.log(_medians(row))
@@ -188,8 +205,12 @@ def _between(row: Row) -> float:
 
 
 def _drift(a: Row, b: Row) -> float:
-    """How much the machine's own speed differs between two runs, by the fixed piece of work that each process timed."""
-    return float(abs(np.log(median(b.reference_ms) / median(a.reference_ms))))
+    """How much the machine's own speed differs between two runs, by the fixed pieces of work that each process timed; what
+    handing work to another processor costs counts for several threads."""
+    pairs = [(a.reference_ms, b.reference_ms)]
+    if max(a.configuration.threads, b.configuration.threads) > 1 and a.handover_us and b.handover_us:
+        pairs.append((a.handover_us, b.handover_us))
+    return max(float(abs(np.log(median(theirs) / median(ours)))) for ours, theirs in pairs)
 
 
 def ratio_of_medians(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -27,6 +27,7 @@ from fer_edge.verify import judge
 
 from . import loadgen
 from .footprint import engine_files, forget, megabytes, memory_mb
+from .machine import handover_us, reference_ms
 from .results import Configuration, Scenario
 from .sensors import EnergyMeter, energy_sources
 from .traffic import Answer, Load, Traffic, camera, plain
@@ -69,6 +70,7 @@ class Part:
     artefact_mb: float
     engine_mb: float | None
     reference_ms: float
+    handover_us: float | None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def run_job(job: Job, on_progress: Callable[[str], None] = lambda text: None) ->
     files, engine = _files(bundle, wanted), engine_files(wanted.runtime)
     if job.cold:
         forget([*files, *engine])
-    reference = reference_ms()
+    reference, hands = reference_ms(), [handover_us()]
     before = memory_mb()
     on_progress("loading")
     began = time.perf_counter()
@@ -127,6 +129,7 @@ def run_job(job: Job, on_progress: Callable[[str], None] = lambda text: None) ->
                 load = replace(load, latency_bound_ms=2 * traffic[scenario].latency.p90)
         if job.full:
             on_progress("stages and parity")
+        hands.append(handover_us())
         stages = _stages(opened, job.photo, golden) if job.full else {}
         checked = parity(opened, golden) if job.full else {}
     finally:
@@ -147,18 +150,8 @@ def run_job(job: Job, on_progress: Callable[[str], None] = lambda text: None) ->
         megabytes(files),
         megabytes(engine) if engine else None,
         reference,
+        None if None in hands else math.exp(sum(math.log(v) for v in hands if v is not None) / len(hands)),
     )
-
-
-def reference_ms() -> float:
-    """How fast this machine is just now: ms of a fixed piece of work (sha256 of 2 MB of zeros, median of 9) that has nothing
-    to do with any engine. Two runs are only as comparable as these numbers are equal."""
-    zeros, times = bytes(1 << 21), []
-    for _ in range(9):
-        began = time.perf_counter()
-        hashlib.sha256(zeros).digest()
-        times.append((time.perf_counter() - began) * 1e3)
-    return sorted(times)[4]
 
 
 def _files(bundle: Bundle, wanted: Configuration) -> tuple[Path, ...]:

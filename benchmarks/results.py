@@ -95,7 +95,7 @@ class Memory:
 @dataclass(frozen=True)
 class Row:
     """One scenario of one configuration. ``samples``: ms, a list per process; for ``camera`` from the arrival of a frame to
-    its last answer. ``reference_ms``: of a fixed piece of work in each process, for how fast the machine was. ``parity``:
+    its last answer. ``reference_ms``, ``handover_us``: how fast the machine was (``machine.py``), by process. ``parity``:
     the golden set's numbers, ``status`` ("ok" ...) and ``problem`` (see ``fer-edge verify``). ``cpu_share``: processor time
     over wall time, 1 = one core busy. ``details``: what only this scenario has. None: nothing to measure it with."""
 
@@ -119,6 +119,7 @@ class Row:
     parity: Mapping[str, Any]
     samples: tuple[tuple[float, ...], ...]
     reference_ms: tuple[float, ...]
+    handover_us: tuple[float, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -264,16 +265,16 @@ _KINDS = (
 
 def _row(row: Mapping[str, Any]) -> Row:
     samples = tuple(tuple(map(_finite, part)) for part in row["samples"])
-    reference = tuple(map(_finite, row["reference_ms"]))
+    reference, hands = (tuple(map(_finite, row.get(name, ()))) for name in ("reference_ms", "handover_us"))
     if not all(samples) or not samples or not reference or row["scenario"] not in SCENARIOS:
         raise ValueError("samples, reference_ms or scenario")
-    times = np.concatenate([*samples, reference])
+    times = np.concatenate([*samples, reference, hands])
     if not (times > 0).all():
         raise ValueError("samples or reference_ms: no positive numbers")
     taken: dict[str, Any] = {
         name: row[name]
         for name in Row.__dataclass_fields__
-        if name not in ("configuration", "latency_ms", "start", "memory", "samples", "reference_ms")
+        if name not in ("configuration", "latency_ms", "start", "memory", "samples", "reference_ms", "handover_us")
     }
     for kinds, names in _KINDS:
         for name in names:
@@ -288,7 +289,7 @@ def _row(row: Mapping[str, Any]) -> Row:
     memory = Memory(*(_finite(row[name]) for name in Memory.__dataclass_fields__))
     statistics = Latency(*(_finite(row["latency_ms"][name]) for name in Latency.__dataclass_fields__))
     taken |= {"latency_ms": statistics, "start": start, "memory": memory, "samples": samples}
-    return Row(configuration=_configuration(row), reference_ms=reference, **taken)
+    return Row(configuration=_configuration(row), reference_ms=reference, handover_us=hands, **taken)
 
 
 def without_samples(results: Results) -> Results:

@@ -24,6 +24,7 @@ from fer_edge.benchmarks import loadgen, modes, traffic
 from fer_edge.benchmarks.bench import Plan, bench, configurations, only
 from fer_edge.benchmarks.compare import compare
 from fer_edge.benchmarks.footprint import engine_files, forget, memory_mb
+from fer_edge.benchmarks.machine import handover_us
 from fer_edge.benchmarks.macs import count_macs
 from fer_edge.benchmarks.measure import Job
 from fer_edge.benchmarks.results import SCENARIOS, Configuration, Latency, Results, latency, read_results
@@ -88,6 +89,7 @@ def test_every_engine_is_measured_in_processes_of_its_own(run: Results) -> None:
         assert row.engine_mb > 1
         assert row.start.load_ms > row.start.first_ms
         assert len(row.reference_ms) == len(row.samples)
+        assert len(row.handover_us) in (0, len(row.samples))
 
 
 def test_loadgen_generates_the_scenarios(run: Results) -> None:
@@ -671,3 +673,15 @@ def test_several_bundles_with_accuracy(bundle: Path, tmp_path: Path, data: Path)
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     result = command("--runtime", "litert", "--seconds", 0.05, "--rounds", 1, "-o", tmp_path / "no" / "x.json")
     assert isinstance(result.exception, fer_edge.UsageError)
+
+
+def test_a_handover_takes_time_and_leaves_the_process_as_it_was() -> None:
+    free = os.sched_getaffinity(0)
+    hands = handover_us()
+    assert os.sched_getaffinity(0) == free
+    assert hands is None if len(free) == 1 else hands is not None and 0 < hands < 1e5
+    try:
+        os.sched_setaffinity(0, {min(free)})
+        assert handover_us() is None, "there is nobody to hand anything to"
+    finally:
+        os.sched_setaffinity(0, free)

@@ -58,6 +58,23 @@ def test_compare_tells_slower_from_noise(run: Results) -> None:
     assert {c.verdict for c in compare(slower(a, 1.1), a) if c.scenario == "single-stream"} == {"faster"}
 
 
+def test_a_machine_that_is_slow_for_seconds_is_no_slower_build(run: Results) -> None:
+    """Two threads that shared a processor for most of a run: its median is slower by half, its best moments are not."""
+    a = steady(run)
+
+    def shared(part: tuple[float, ...], factor: float) -> tuple[float, ...]:
+        return (*(v * factor for v in part[: len(part) * 3 // 4]), *part[len(part) * 3 // 4 :])
+
+    def b(factor: float) -> Results:
+        return replace(a, rows=tuple(replace(r, samples=tuple(shared(p, factor) for p in r.samples)) for r in a.rows))
+
+    for c in (*compare(a, b(1.45)), *compare(b(1.45), a)):
+        assert (c.verdict, abs(np.log(c.ratio)) > 0.3) == ("within noise", True)
+        assert c.best_ratio == pytest.approx(1, abs=0.05)
+    worse = slower(b(1.45), 1.1)
+    assert {c.verdict for c in compare(b(1.45), worse) if c.scenario == "single-stream"} == {"slower"}
+
+
 def test_what_the_machine_itself_did_is_noise(run: Results) -> None:
     """A machine that was 10% slower in the second run, by its own reference, explains 10%."""
     a = steady(run)
@@ -65,6 +82,24 @@ def test_what_the_machine_itself_did_is_noise(run: Results) -> None:
     drifted = replace(b, rows=tuple(replace(row, reference_ms=(1.12,) * 3) for row in b.rows))
     assert {c.verdict for c in compare(a, drifted)} == {"within noise"}
     assert {c.verdict for c in compare(a, b, again=slower(a, 1.12)) if c.scenario == "single-stream"} == {"within noise"}
+
+
+def test_handing_work_to_another_processor_counts_for_several_threads(run: Results) -> None:
+    """It may take half as long again for minutes, while one processor alone is as fast as ever."""
+    a = steady(run)
+
+    def with_threads(results: Results, threads: int, hands: float) -> Results:
+        rows = [
+            replace(r, configuration=replace(r.configuration, threads=threads), handover_us=(hands,) * 3)
+            for r in results.rows
+        ]
+        return replace(results, rows=tuple(rows))
+
+    for threads, expected in ((2, {"within noise"}), (1, {"slower"})):
+        pair = with_threads(a, threads, 27.0), with_threads(slower(a, 1.4), threads, 40.5)
+        assert {c.verdict for c in compare(*pair) if c.scenario == "single-stream"} == expected
+    unknown = with_threads(a, 2, 27.0), slower(with_threads(a, 2, 27.0), 1.4)
+    assert {c.verdict for c in compare(*unknown) if c.scenario == "single-stream"} == {"slower"}
 
 
 def test_the_bootstrap_interval_covers_the_ratio() -> None:
