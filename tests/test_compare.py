@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +385,13 @@ def test_in_turns_an_interruption_keeps_whole_rounds(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(turning, "Served", Served)
     result = command("--runtime", "litert", "--threads", 1, "--rounds", 1, "--interleave", DEFAULT_BUNDLE)
     assert result.exit_code == 0
+
+
+def test_nobody_is_always_started_first_or_last() -> None:
+    """That alone makes a per cent; six rounds are balanced, and any two of them between A and B."""
+    assert sorted(turning.ORDERS) == sorted(permutations(range(3)))
+    for first, second in zip(turning.ORDERS[::2], turning.ORDERS[1::2], strict=True):
+        assert first == second[::-1]
 
 
 def test_one_round_alone_proves_little() -> None:
