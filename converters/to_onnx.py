@@ -16,7 +16,6 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from .graph import EdgeGraph
-from .rounding import round_for_outputs
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -95,8 +94,6 @@ def _int8(plain: Path, target: Path, calibration: NDArray[np.uint8], architectur
             nodes_to_exclude=_kept_in_float(onnx.load(prepared)),
             extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
         )
-        if architecture == "cnn" and not symmetric:  # on an x86 without VNNI, full weights would show it wrong inputs
-            round_for_outputs(target, prepared, calibration)
     finally:
         prepared.unlink(missing_ok=True)
 
