@@ -336,13 +336,12 @@ def test_debug_shows_the_traceback(arguments: list[str], first: bool, capsys: py
 
 
 def test_a_bug_is_one_line_with_the_way_to_the_traceback(
-    tmp_path: Path, portrait: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    portrait: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "adapter_with_a_bug.py").write_text(
-        "def open(files, options):\n    raise KeyError('one line\\nsecond line')\n\n\ndef devices():\n    return ('echo',)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(rt.RUNTIMES, "null", "adapter_with_a_bug")
+    def choose(*_: object) -> object:
+        raise KeyError("one line\nsecond line")
+
+    monkeypatch.setattr("fer_edge.classifier.choose_artefact", choose)
     done = here(capsys, "predict", portrait, "--runtime", "null")
     assert done.code == 2
     assert len(done.err.splitlines()) == 1
@@ -445,7 +444,8 @@ def test_verify_json() -> None:
     done = shell("verify", "--json")
     assert done.code == 0, done.out
     (found,) = done.json
-    assert list(found) == ["bundle", "ok", "files", "artefacts"]
+    assert list(found) == ["bundle", "ok", "files", "artefacts", "bars"]
+    assert found["bars"]["int8"] == {"centred_cosine": 0.95, "self_retrieval": 0.95, "top1_agreement": 0.9}
     assert (found["ok"], found["files"]) == (True, [])
     assert {row["runtime"] for row in found["artefacts"]} >= set(ENGINES)
     for row in found["artefacts"]:
