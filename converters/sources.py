@@ -91,7 +91,7 @@ def load_clip(source: str) -> tuple[Any, Any]:
     except ConversionError:
         raise
     except Exception as error:  # a damaged file makes transformers and its readers raise what they like
-        raise ConversionError(f"{source} is not a readable CLIP ({_reason(error)})") from error
+        raise ConversionError(f"{source} is not a readable CLIP ({reason_of(error)})") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConversionError(f"{source} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}")
@@ -99,7 +99,7 @@ def load_clip(source: str) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The first line of an error: transformers goes on with advice."""
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 

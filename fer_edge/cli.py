@@ -211,16 +211,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(str(error), args)
     except click.Abort as error:
         if isinstance(error.__cause__, EOFError):  # click takes the end of a damaged file for Ctrl-D
-            fail(f"unexpected end of a file: {str(error.__cause__)[:200]} (run again with --debug, and report it)", args)
+            _bug(error.__cause__, args)
         say("Interrupted.")
         sys.exit(130)
-    except OSError as error:
-        if error.strerror is None or error.filename is None:
-            fail(f"unexpected {type(error).__name__}: {error} (run again with --debug, and report it)", args)
-        fail(f"{error.filename}: {error.strerror}", args)
-    except Exception as error:  # a bug of ours: still one line, and the way to the traceback
-        text = " ".join(str(error).split())[:300]
-        fail(f"unexpected {type(error).__name__}: {text} (run again with --debug, and report it)", args)
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            fail(f"{error.filename}: {error.strerror}", args)
+        _bug(error, args)
+
+
+def _bug(error: BaseException, args: Sequence[str]) -> None:
+    """A bug of ours: still one line, and the way to the traceback."""
+    text = " ".join(str(error).split())[:300]
+    fail(f"unexpected {type(error).__name__}: {text} (run again with --debug, and report it)", args)
 
 
 def fail(message: str, args: Sequence[str]) -> None:

@@ -382,9 +382,6 @@ def test_in_turns_an_interruption_keeps_whole_rounds(monkeypatch: pytest.MonkeyP
     began[:] = ["x"] * 7
     with pytest.raises(KeyboardInterrupt):
         turning.interleave(litert, litert, rounds=6, turns=10)
-    monkeypatch.setattr(turning, "Served", Served)
-    result = command("--runtime", "litert", "--threads", 1, "--rounds", 1, "--interleave", DEFAULT_BUNDLE)
-    assert result.exit_code == 0
 
 
 def test_nobody_is_always_started_first_or_last() -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from fer_edge.errors import ConversionError, UsageError
 from fer_edge.image import ImageLike, to_input
 
-from ...sources import CLIP_MEAN, CLIP_STD, open_encoder
+from ...sources import CLIP_MEAN, CLIP_STD, open_encoder, reason_of
 from ...text import source_name, weights_sha256
 from .cache import Side, Source
 from .written import descriptions_source, vectors_source
@@ -169,8 +169,7 @@ def _load_llm(source: str, instruction: str, dtype: torch.dtype) -> tuple[Any, l
     except ConversionError:
         raise
     except Exception as error:  # a damaged file makes transformers and its readers raise what they like
-        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        raise ConversionError(f"{source} is not a readable BLIP-2 ({reason})") from error
+        raise ConversionError(f"{source} is not a readable BLIP-2 ({reason_of(error)})") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConversionError(f"{source} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}")

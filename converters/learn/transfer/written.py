@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
+from fer_edge.bundle import file_ref
 from fer_edge.errors import ConversionError
 from fer_edge.image import ImageLike
 
@@ -66,11 +66,7 @@ def descriptions_source(file: Path, text_model: str) -> Source:
 
 def _table(file: Path, names: Sequence[str], vectors: NDArray[np.float32], settings: Mapping[str, str]) -> Source:
     known = {name: i for i, name in enumerate(names)}
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    sha = digest.hexdigest()
+    sha = file_ref(file.parent, file.name).sha256
 
     def features(pictures: Sequence[ImageLike], faces: Sequence[str]) -> NDArray[np.float32]:
         return vectors[common_names(faces, known)]
