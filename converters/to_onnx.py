@@ -16,6 +16,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from .graph import EdgeGraph
+from .rounding import round_for_outputs
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -94,6 +95,8 @@ def _int8(plain: Path, target: Path, calibration: NDArray[np.uint8], architectur
             nodes_to_exclude=_kept_in_float(onnx.load(prepared)),
             extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
         )
+        if architecture == "cnn" and not symmetric:  # symmetric weights overflow where this may be running
+            round_for_outputs(target, prepared, calibration)
     finally:
         prepared.unlink(missing_ok=True)
 
