@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Finite, Numbers, bundle_argument, check_target, common, emit, fraction, need_extra, say
+from fer_edge.console import Finite, Numbers, bundle_argument, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
+from fer_edge.files import check_target
 
 if TYPE_CHECKING:
     from .bench import Plan

@@ -21,7 +21,7 @@ from PIL import Image
 import fer_edge
 from fer_edge.bundle import artefact_files, golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
-from fer_edge.console import emit, say
+from fer_edge.console import Figures, emit, say
 
 from .figures_beyond import lighter, streams
 from .figures_default import agreement, card, rival
@@ -72,7 +72,7 @@ def run_measured(command: Sequence[str], folder: str | None = None) -> tuple[flo
     return wall, peak, done.stdout
 
 
-@click.group()
+@click.group(cls=Figures)
 def figures() -> None:
     """Reproduce the documentation's figures on this machine. Every command prints one line of JSON."""
 

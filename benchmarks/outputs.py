@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from fer_edge.console import write_text
 from fer_edge.errors import UsageError
+from fer_edge.files import write_text
 
 from .results import Results
 from .tables import flat_csv, markdown

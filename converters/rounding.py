@@ -80,8 +80,8 @@ def _convolutions(model: Any, sources: dict[str, Any]) -> Iterator[_Conv]:
     makers = {output: node for node in model.graph.node for output in node.output}
     readers = [name for node in model.graph.node for name in node.input]
     for node in model.graph.node:
-        parts = [makers.get(name) for name in node.input]
-        if node.op_type != "Conv" or any(part is None or part.op_type != "DequantizeLinear" for part in parts):
+        parts = [makers[name] for name in node.input if name in makers and makers[name].op_type == "DequantizeLinear"]
+        if node.op_type != "Conv" or len(parts) < len(node.input):
             continue
         _, weight, *bias = parts
         if _attribute(node, "group", 1) == 1 and readers.count(weight.output[0]) == readers.count(weight.input[0]) == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError
+from .files import replaced
 
 _MAX_NPZ_BYTES = 1 << 28
 
@@ -69,15 +69,11 @@ def _read_array(stream: Any, size: int) -> NDArray[Any]:
 
 
 def write_npz(path: Path, **arrays: NDArray[Any]) -> None:
-    """A compressed npz with fixed time stamps (the same arrays give the same bytes), written in one step."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        with zipfile.ZipFile(file, "w") as archive:
-            for name, array in arrays.items():
-                info = zipfile.ZipInfo(f"{name}.npy")
-                info.compress_type = zipfile.ZIP_DEFLATED
-                with archive.open(info, "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.asarray(array), allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())  # a manifest that outlives a power cut must not name a file that did not
-    os.replace(partial, path)
+    """A compressed npz with fixed time stamps (the same arrays give the same bytes), written in one step. Raises
+    UsageError."""
+    with replaced(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for name, array in arrays.items():
+            info = zipfile.ZipInfo(f"{name}.npy")
+            info.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(info, "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.asarray(array), allow_pickle=False)

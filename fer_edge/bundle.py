@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .arrays import read_npy, read_npz, write_npz
 from .errors import BundleError, IntegrityError, LabelError, UsageError
+from .files import replaced
 from .labels import LabelSet, is_one_line
 from .manifest import MANIFEST, Artefact, FileRef, LabelSetRef, Manifest, PathRef, read_manifest, to_bytes
 
@@ -211,8 +212,9 @@ def staged(target: Path, force: bool = False) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json in one step: a reader sees the old one or the new one."""
-    _write_atomically(folder / MANIFEST, to_bytes(manifest))
+    """Write manifest.json in one step: a reader sees the old one or the new one. Raises UsageError."""
+    with replaced(folder / MANIFEST) as partial:
+        partial.write_bytes(to_bytes(manifest))
 
 
 def check_name(name: str) -> None:
@@ -265,15 +267,6 @@ def add_label_set(bundle: Bundle, labels: LabelSet) -> Bundle:
             f"{bundle.folder} cannot be written: {error.strerror}; copy the bundle to a folder of yours"
         ) from error
     return Bundle(bundle.folder, manifest)
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
 
 
 def all_files(bundle: Bundle) -> Sequence[tuple[str, str, int | None]]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Finite, Numbers, Rooms, check_target, common, emit, fraction, need_extra, say
+from fer_edge.console import Finite, Numbers, Rooms, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
+from fer_edge.files import check_target
 
 from ..cli import hushed
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import fer_edge
 from fer_edge.bundle import label_set, open_bundle
-from fer_edge.console import emit, say
+from fer_edge.console import Figures, emit, say
 from fer_edge.labels import LABEL_SETS
 
 from ..compile_labels import add_labels
@@ -53,7 +53,7 @@ TEMPLATES = {
 file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=Figures)
 def figures() -> None:
     """Reproduce the figures of the language side and of teaching. Every command prints one line of JSON."""
 

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fer_edge.console import replaced
 from fer_edge.errors import ConversionError
+from fer_edge.files import replaced
 
 from .augment import disturb, mirrored, mixup, view, warp
 from .device import training_device
@@ -124,7 +124,8 @@ class Run:
                 f"{self.work} holds another training run (other faces, teachers or options, or the other choice of --bf16, "
                 "which depends on the machine); remove it or name another --work folder"
             )
-        _replace(whose, lambda partial: partial.write_text(self.identity))
+        with replaced(whose) as partial:
+            partial.write_text(self.identity)
         if not file.exists():
             return
         try:
@@ -145,8 +146,10 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "history": [tuple(asdict(report).values()) for report in self.history],
         }
-        _replace(self.work / "state.pt", lambda partial: torch.save(state, partial))
-        _replace(self.work / "log.csv", lambda partial: _write_log(partial, self.history))
+        with replaced(self.work / "state.pt") as partial:
+            torch.save(state, partial)
+        with replaced(self.work / "log.csv") as partial:
+            _write_log(partial, self.history)
 
     def run_epoch(self, on_batch: Callable[[float], None]) -> EpochReport:
         """One pass over the faces. Its randomness depends on seed and epoch alone, so a resumed run is the same run."""
@@ -196,7 +199,8 @@ class Run:
                 said = mean_scores(answers, self.data.labels)
             else:
                 said = F.normalize(torch.from_numpy(answers[0][1] + answers[1][1]), dim=-1).numpy()
-            _replace(file, lambda partial: _write_array(partial, said.astype(np.float16)))
+            with replaced(file) as partial:
+                _write_array(partial, said.astype(np.float16))
         try:
             return torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32))
         except (ValueError, EOFError) as error:
@@ -275,12 +279,6 @@ def _average(decay: float, means: Sequence[Tensor], values: Sequence[Tensor], co
     not return its first weights."""
     step = get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))  # type: ignore[no-untyped-call]
     step(means, values, count)
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file in one step. Raises UsageError when it cannot be written."""
-    with replaced(file) as partial:
-        write(partial)
 
 
 def _write_array(path: Path, array: NDArray[np.float16]) -> None:

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fer_edge.console import replaced
 from fer_edge.errors import ConversionError
+from fer_edge.files import replaced
 from fer_edge.labels import LabelSet
 from fer_edge.manifest import TextEncoderRef
 

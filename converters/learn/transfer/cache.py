@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fer_edge.errors import ConversionError
+from fer_edge.files import write_text
 from fer_edge.image import ImageLike
 from fer_edge.runtime import one_line
 
@@ -126,7 +127,7 @@ def open_cache(cache: Path, plan: CachePlan) -> CachePlan:
             raise ConversionError(f"{cache} is no feature cache and not empty; name another folder")
         (cache / SHARDS).mkdir(parents=True, exist_ok=True)
         written = {"schema": SCHEMA, "format": FORMAT, **asdict(plan)}
-        _replace(cache / PLAN, json.dumps(written, indent=1, sort_keys=True) + "\n")
+        write_text(cache / PLAN, json.dumps(written, indent=1, sort_keys=True) + "\n")
         return plan
     known = read_plan(cache)
     if known.identity != plan.identity:
@@ -230,7 +231,7 @@ def write_index(cache: Path) -> None:
     """index.jsonl, from the shards' own headers; what killed writers left is cleared away."""
     for left in (cache / SHARDS).glob("*.partial"):
         left.unlink(missing_ok=True)
-    _replace(cache / INDEX, "".join(json.dumps(line) + "\n" for line in _lines(cache, read_plan(cache))))
+    write_text(cache / INDEX, "".join(json.dumps(line) + "\n" for line in _lines(cache, read_plan(cache))))
 
 
 def _lines(cache: Path, plan: CachePlan) -> Iterator[dict[str, Any]]:
@@ -238,12 +239,6 @@ def _lines(cache: Path, plan: CachePlan) -> Iterator[dict[str, Any]]:
         header = shard_header(cache, k)
         yield from ({"shard": k, "row": i, **row} for i, row in enumerate(header["rows"]))
         yield from ({"shard": k, "row": None, **row} for row in header["left_out"])
-
-
-def _replace(file: Path, text: str) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
 
 
 def common_names(names: Sequence[str], known: Mapping[str, int]) -> list[int]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Finite, check_target, common, emit, fraction, need_extra, say, write_text
+from fer_edge.console import Finite, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
+from fer_edge.files import check_target, write_text
 
 from ...cli import hushed
 

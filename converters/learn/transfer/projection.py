@@ -8,8 +8,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from fer_edge.console import check_target, replaced
 from fer_edge.errors import UsageError
+from fer_edge.files import check_target, replaced
 
 from ...sources import PROJECTION
 from .fit import FitRecipe, Fitted
