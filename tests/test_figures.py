@@ -4,6 +4,7 @@ says."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from fer_edge.benchmarks.evaluate import evaluate
 from fer_edge.benchmarks.figures import figures
 from fer_edge.converters.convert import Plan, convert
 
-import fer_edge
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.labelled import read_faces
 
@@ -65,8 +65,9 @@ def test_agreement_of_int8_with_float(root: Path, faces: Path, tmp_path: Path, d
 
 
 def test_agreement_needs_both_precisions(faces: Path) -> None:
-    with pytest.raises(fer_edge.UsageError, match="--precision fp32"):
-        called("agreement", DEFAULT_BUNDLE, faces, *MEMBERS)
+    result = CliRunner().invoke(figures, ["agreement", str(DEFAULT_BUNDLE), str(faces), *MEMBERS])
+    assert result.exit_code == 1
+    assert re.fullmatch(r"Error: [^\n]* convert with --precision int8 --precision fp32\n", result.output), result.output
 
 
 def test_the_figures_of_a_card(faces: Path) -> None:
