@@ -15,6 +15,7 @@ from fer_edge.benchmarks.evaluate import evaluate
 from fer_edge.benchmarks.figures import figures
 from fer_edge.converters.convert import Plan, convert
 
+import fer_edge
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.labelled import read_faces
 
