@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
-DAMPING = 0.01  # of the mean of the second moments' diagonal: Frantar et al. 2023 (GPTQ), section 3.3
+DAMPING = 0.01  # of the mean of the second moments' diagonal: Frantar et al. 2023 (GPTQ), "The GPTQ Algorithm", step 3
 WEIGHT_LIMIT = 64  # of 7 bits, as onnxruntime.quantization's reduce_range has it
 
 
@@ -46,8 +46,7 @@ def round_for_outputs(quantized: Path, plain: Path, calibration: NDArray[np.uint
     weights = {item.name: numpy_helper.to_array(item) for item in original.graph.initializer}
     sources = {node.name: node for node in original.graph.node if node.op_type == "Conv"}
     convolutions = list(_convolutions(model, sources))
-    floats = dict(zip([c.node.name for c in convolutions], _means(original, convolutions, calibration), strict=True))
-    for conv in convolutions:
+    for conv, float_mean in zip(convolutions, _means(original, convolutions, calibration), strict=True):
         second, mean = _moments(model, conv, calibration)
         source = sources[conv.node.name]
         wanted = _flat(weights[source.input[1]])
@@ -57,7 +56,7 @@ def round_for_outputs(quantized: Path, plain: Path, calibration: NDArray[np.uint
         _replace(values[conv.weight], whole.numpy().reshape(held.shape).astype(held.dtype))
         if conv.bias:
             step = numpy_helper.to_array(values[conv.bias_scale]).astype(np.float64)
-            missing = wanted @ floats[conv.node.name] - (whole * scale) @ mean + _flat(weights[source.input[2]])[:, 0]
+            missing = wanted @ float_mean - (whole * scale) @ mean + _flat(weights[source.input[2]])[:, 0]
             _replace(values[conv.bias], np.rint(missing.numpy() / step).astype(np.int32))
     onnx.save(model, quantized)
 
@@ -65,7 +64,7 @@ def round_for_outputs(quantized: Path, plain: Path, calibration: NDArray[np.uint
 def rounded(weight: Tensor, scale: Tensor, second: Tensor) -> Tensor:
     """(out, in) float64 weights, (out, 1) scales, (in, in) second moments of the inputs -> (out, in) whole numbers within
     the limit. Column by column: what rounding one changes in the layer's outputs is made up for by those after it
-    (GPTQ, Frantar et al. 2023, section 3.3)."""
+    (Frantar et al. 2023, "The GPTQ Algorithm", step 3)."""
     damped = second + DAMPING * second.diagonal().mean().clamp(min=1e-12) * torch.eye(len(second), dtype=second.dtype)
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
     left, whole = weight.clone(), torch.empty_like(weight)
@@ -112,7 +111,9 @@ def _shown(model: Any, names: Sequence[str], calibration: NDArray[np.uint8]) -> 
     tapped.CopyFrom(model)
     del tapped.graph.output[:]  # what lies behind need not run
     tapped.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    session = onnxruntime.InferenceSession(tapped.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch needs the processors between two crops
+    session = onnxruntime.InferenceSession(tapped.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for crop in calibration:
         yield session.run(list(names), {"image": crop[None]})
 

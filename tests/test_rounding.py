@@ -87,12 +87,12 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     crops = augmented(64, SIZE, "rgb", seed=1)
     files = {}
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("int8", "each"):
+        for name, rounding in (("int8", to_onnx.round_for_outputs), ("each", lambda *_: None)):
+            patch.setattr(to_onnx, "round_for_outputs", rounding)
             folder = tmp_path_factory.mktemp(name)
             to_onnx.export(graph, crops[:1], ("fp32", "int8"), crops, "cnn", False, folder)
             files[name] = folder / "onnxruntime-int8.onnx"
             files["fp32"] = folder / "onnxruntime-fp32.onnx"
-            patch.setattr(to_onnx, "round_for_outputs", lambda *_: None)
     return files
 
 
