@@ -41,7 +41,7 @@ def evaluate(
     from fer_edge.labelled import read_faces
 
     from .evaluate import evaluate as run
-    from .screen import evaluation_text
+    from .report.screen import evaluation_text
 
     faces = read_faces(data, truth, classes)
     with load(bundle, **options) as clf, fraction(sys.stderr, "evaluating") as progress:

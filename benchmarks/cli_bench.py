@@ -111,9 +111,9 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     early or gives wrong answers. Ctrl-C or SIGTERM ends the run and keeps what was measured (exit status 130).
     """
     need_extra("sklearn", "rich", "matplotlib", extra="bench")
-    from .modes import accuracy, check_faces, in_turns, ordinary, sustained, wrong
-    from .outputs import write_all
-    from .screen import bench_text
+    from .report.files import write_all
+    from .report.screen import bench_text
+    from .runs import accuracy, check_faces, in_turns, ordinary, sustained, wrong
 
     outputs = {name: options.pop(name) for name in ("output", "csv_file", "markdown_file", "html_file")}
     data = [options.pop(name) for name in ("accuracy", "truth", "classes")]
@@ -242,9 +242,9 @@ def compare(a: Path, b: Path, tolerance: float, again: Path | None, partial: boo
     need_extra("sklearn", "rich", "matplotlib", extra="bench")
     from .compare import compare as pair
     from .compare import differences, lost, unchecked
-    from .modes import wrong
+    from .report.screen import comparison_text
     from .results import read_results
-    from .screen import comparison_text
+    from .runs import wrong
 
     before, after = read_results(a), read_results(b)
     second = read_results(again) if again else None

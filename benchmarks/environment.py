@@ -22,7 +22,7 @@ from fer_edge import runtime as rt
 from fer_edge.container import container_limits, text_of
 
 from . import sensors
-from .footprint import DISTRIBUTIONS
+from .memory import DISTRIBUTIONS
 
 ASK_JTOP = """\
 import json

@@ -26,8 +26,8 @@ from fer_edge.manifest import Artefact, digest_of
 from fer_edge.verify import judge
 
 from . import loadgen
-from .footprint import engine_files, forget, megabytes, memory_mb
 from .machine import handover_us, reference_ms
+from .memory import engine_files, forget, megabytes, memory_mb
 from .results import Configuration, Scenario
 from .sensors import EnergyMeter, energy_sources
 from .traffic import Answer, Load, Traffic, camera, plain

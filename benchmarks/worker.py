@@ -22,8 +22,8 @@ from typing import IO, Any
 from fer_edge.errors import EngineError, FerEdgeError
 from fer_edge.manifest import digest_of
 
-from .footprint import memory_mb
 from .measure import Job, Part, open_configuration, parity, run_job
+from .memory import memory_mb
 from .peak import peak_gmacs_per_s
 from .results import Configuration, Latency
 from .traffic import Load, Traffic

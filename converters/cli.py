@@ -153,14 +153,14 @@ def convert(
         from .compile_labels import left_out
         from .convert import RUNTIMES, Plan
         from .convert import convert as run
-        from .lighter import Lighter
         from .progress import steps
+        from .pruning import Pruning
 
         plan = Plan(
             runtimes=tuple(dict.fromkeys(runtimes)) or RUNTIMES,
             precisions=tuple(dict.fromkeys(precisions)) or ("int8",),
             card=_text(card) if card else "",
-            lighter=Lighter(input_size, merge_tokens),
+            pruning=Pruning(input_size, merge_tokens),
             **options,
         )
         with steps(screen) as report:
@@ -170,7 +170,7 @@ def convert(
     for name, missing in left_out(bundle).items():
         say(f"Note: the label set {name} was left out; the prompts have none for {', '.join(missing)}")
     emit(summary(bundle)) if as_json else click.echo(describe(bundle))
-    if plan.lighter:
+    if plan.pruning:
         say(f"Note: {bundle.manifest.card.rpartition(chr(10))[2]}")
     if plan.calibration is None and any(
         a.calibration and "augmentations" in a.calibration for a in bundle.manifest.artefacts

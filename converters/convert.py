@@ -34,7 +34,7 @@ from fer_edge.manifest import Artefact, GoldenRef, Manifest
 from fer_edge.runtime import Options, default_threads, load_runtime, run
 
 from .crops import augmented, from_folder
-from .lighter import WHOLE, Lighter
+from .pruning import WHOLE, Pruning
 from .reference import Reference, open_reference, reference_features
 from .sources import Encoder
 from .text import source_name
@@ -64,7 +64,7 @@ TOOLS = (
 class Plan:
     """What to make of a source. ``labels``: the default label set, a built-in name or a file; ``prompts``: a built-in
     type or a file, None for P3 (CLIP) or the descriptions a student was trained with; ``calibration``: a folder of
-    faces or an npz with ``images``; ``lighter``: experimental changes of a CLIP's vision tower."""
+    faces or an npz with ``images``; ``pruning``: experimental changes of a CLIP's vision tower."""
 
     runtimes: Sequence[str] = RUNTIMES
     precisions: Sequence[str] = ("int8",)
@@ -75,7 +75,7 @@ class Plan:
     calibration_count: int = 300
     normalize: Literal["auto", "none", "clip"] = "auto"
     symmetric: bool = False
-    lighter: Lighter = WHOLE
+    pruning: Pruning = WHOLE
     allow_drift: bool = False
     force: bool = False
     name: str | None = None
@@ -132,14 +132,14 @@ def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None
 
 def _prepare(source: str, plan: Plan) -> _Material:
     asked = (plan.projection, plan.labels, plan.prompts, plan.normalize)
-    reference = open_reference(source, *asked, plan.lighter)
+    reference = open_reference(source, *asked, plan.pruning)
     size, color = reference.spec.height, reference.spec.color
     crops = augmented(GOLDEN_CROPS, size, color, seed=7)
     features = np.concatenate([reference_features(reference, crop[None]) for crop in crops])
     if not np.isfinite(features).all():
         raise ConversionError(f"{source} gives NaN or Inf on ordinary faces; its weights are broken")
     calibration, calibrated_with = _calibration(reference.encoder, plan)
-    kept = _kept(open_reference(source, *asked), reference, plan) if plan.lighter else ""
+    kept = _kept(open_reference(source, *asked), reference, plan) if plan.pruning else ""
     return _Material(reference, Golden(crops, features), calibration, calibrated_with, kept)
 
 
@@ -151,17 +151,17 @@ def _calibration(encoder: Encoder, plan: Plan) -> tuple[NDArray[np.uint8], str]:
     return crops, f"{len(crops)} augmentations of the one shipped face (no folder of faces was given)"
 
 
-def _kept(full: Reference, lighter: Reference, plan: Plan) -> str:
-    """A sentence for the card: what a lighter encoder keeps of the whole one's answers, both in float."""
+def _kept(full: Reference, pruned: Reference, plan: Plan) -> str:
+    """A sentence for the card: what a pruned encoder keeps of the whole one's answers, both in float."""
     few = replace(plan, calibration_count=min(plan.calibration_count, COMPARED))
-    (whole, said), (smaller, _) = (_calibration(r.encoder, few) for r in (full, lighter))
+    (whole, said), (smaller, _) = (_calibration(r.encoder, few) for r in (full, pruned))
     expected, got = (
         np.concatenate([reference_features(r, crop[None]) for crop in crops])
-        for r, crops in ((full, whole), (lighter, smaller))
+        for r, crops in ((full, whole), (pruned, smaller))
     )
     parity = compare(got, None, expected, full.sets[0])
     return (
-        f"Experimental: a lighter encoder ({plan.lighter}). Against the whole one, both in float, on {said}: centred cosine "
+        f"Experimental: a lighter encoder ({plan.pruning}). Against the whole one, both in float, on {said}: centred cosine "
         f"{parity.centred_cosine:.3f}, the same label for {parity.top1_agreement:.0%}."
     )
 

@@ -18,7 +18,7 @@ from fer_edge.manifest import InputSpec, Source, TextEncoderRef
 
 from .compile_labels import compile_label_sets
 from .graph import EdgeGraph, fold
-from .lighter import WHOLE, Lighter, lighten
+from .pruning import WHOLE, Pruning, prune
 from .sources import CLIP_MEAN, CLIP_STD, Encoder, made_with, open_encoder, read_projection
 
 
@@ -42,13 +42,13 @@ def open_reference(
     labels: str | None = None,
     prompts: str | None = None,
     normalize: Literal["auto", "none", "clip"] = "auto",
-    lighter: Lighter = WHOLE,
+    pruning: Pruning = WHOLE,
 ) -> Reference:
-    """Read ``source`` (a CLIP folder or id, or a student checkpoint) and ``projection``, make a CLIP's tower ``lighter``,
+    """Read ``source`` (a CLIP folder or id, or a student checkpoint) and ``projection``, prune a CLIP's tower,
     fold, compile the labels.
 
     Raises ConversionError, LabelError or UsageError."""
-    encoder = lighten(open_encoder(source), lighter)
+    encoder = prune(open_encoder(source), pruning)
     if encoder.architecture == "cnn" and (projection is not None or normalize == "clip"):
         raise UsageError(
             "a student checkpoint has its own projection and pixels; --projection and --normalize clip go with a CLIP"

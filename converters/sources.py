@@ -141,8 +141,8 @@ def _open_clip(source: str) -> Encoder:
 
 
 def _open_student(path: Path) -> Encoder:
-    from .learn.sentences import descriptions, stored_sentences
-    from .learn.student import StudentBody, load_student
+    from .student.network import StudentBody, load_student
+    from .student.sentences import descriptions, stored_sentences
 
     checkpoint, table = load_student(path), stored_sentences()
     inherited = (checkpoint.text, checkpoint.label_sets) if checkpoint.label_sets else None

@@ -13,15 +13,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from fer_edge.benchmarks.timing import interleaved, medians
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 import fer_edge
+from fer_edge.benchmarks.timing import interleaved, medians
 
 HERE = Path(__file__).resolve().parent
-CHECKPOINT = HERE.parent / "converters" / "learn" / "student48.safetensors"
+CHECKPOINT = HERE.parent / "converters" / "student" / "student48.safetensors"
 PHOTO, BOX = HERE / "astronaut.png", (168, 56, 112, 112)
 
 

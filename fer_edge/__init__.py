@@ -5,6 +5,8 @@ clf = fer_edge.load()
 print(clf.predict("face.jpg").label)
 """
 
+from pathlib import Path
+
 from .classifier import Classifier, Prediction, load
 from .errors import (
     BundleError,
@@ -18,6 +20,10 @@ from .errors import (
     UsageError,
 )
 from .video import sample_frames
+
+# In a wheel the rooms lie inside this folder, in a checkout beside it: a checkout uses its own, whatever is installed.
+if (_root := Path(__file__).resolve().parent.parent).joinpath("runtimes", "run_null.py").is_file():
+    __path__.append(str(_root))
 
 __version__ = "0.1.0"
 

@@ -33,8 +33,8 @@ ROOM_COMMANDS = {
     "compare": ("fer_edge.benchmarks.cli_bench:compare", "Was this build faster than that one? Two files of 'bench'."),
     "convert": ("fer_edge.converters.cli:convert", "Quantize a CLIP or a student, with its projection, into a bundle."),
     "evaluate": ("fer_edge.benchmarks.cli:evaluate", "WAR, UAR, confusion and recall on labelled faces."),
-    "transfer": ("fer_edge.converters.learn.transfer.cli:transfer", "Learn a projection from unlabelled faces and an LLM."),
-    "student": ("fer_edge.converters.learn.cli:student", "Train the small encoder behind the embedded default."),
+    "transfer": ("fer_edge.converters.transfer.cli:transfer", "Learn a projection from unlabelled faces and an LLM."),
+    "student": ("fer_edge.converters.student.cli:student", "Train the small encoder behind the embedded default."),
 }
 """Command -> where it is, and its line in ``fer-edge --help``."""
 

@@ -14,7 +14,7 @@ from fer_edge.classifier import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
     from fer_edge.benchmarks.results import Results
-    from fer_edge.converters.learn.recipe import TrainingData
+    from fer_edge.converters.student.recipe import TrainingData
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,10 +49,11 @@ def bundle(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def few(data: Path) -> TrainingData:
     """160 faces with votes."""
-    from fer_edge.converters.learn.faces import Faces, load_faces
-    from fer_edge.converters.learn.recipe import TrainingData
-    from fer_edge.converters.learn.sentences import descriptions, phrases, stored_sentences
     from learning import LABELS
+
+    from fer_edge.converters.student.faces import Faces, load_faces
+    from fer_edge.converters.student.recipe import TrainingData
+    from fer_edge.converters.student.sentences import descriptions, phrases, stored_sentences
 
     faces = load_faces(data / "fer2013" / "public_test.npz", LABELS)
     assert faces.targets is not None
@@ -87,9 +88,10 @@ def run() -> Results:
     """A benchmark of every engine on the embedded default, one thread, all scenarios, two processes each."""
     from dataclasses import replace
 
+    from measuring import QUICK
+
     from fer_edge.benchmarks.bench import Plan, bench
     from fer_edge.benchmarks.results import SCENARIOS
-    from measuring import QUICK
 
     plan = Plan((DEFAULT_BUNDLE,), threads=(1,), scenarios=SCENARIOS, load=replace(QUICK, fps=200.0), rounds=2)
     return bench(plan)

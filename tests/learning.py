@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fer_edge.benchmarks.random_clip import write_clip, write_head
-from fer_edge.converters.learn.augment import Strength
-from fer_edge.converters.learn.language import TextRecipe
-from fer_edge.converters.learn.recipe import Recipe
-from fer_edge.converters.learn.student import StudentConfig
 from numpy.typing import NDArray
 
 import fer_edge
+from fer_edge.converters.student.augment import Strength
+from fer_edge.converters.student.language import TextRecipe
+from fer_edge.converters.student.network import StudentConfig
+from fer_edge.converters.student.recipe import Recipe
 from fer_edge.labels import LABEL_SETS
+from lab.random_clip import write_clip, write_head
 
 LABELS = LABEL_SETS["ferplus8"]
-LEARN = Path(fer_edge.__file__).parent.parent / "converters" / "learn"
+LEARN = Path(fer_edge.__file__).parent.parent / "converters" / "student"
 STUDENT = LEARN / "student48.safetensors"
 SMALL = {"dim": 32, "width": 48, "layers": 2, "heads": 4, "patch": 8, "image": 32}
 TINY = StudentConfig(size=48, widths=(8, 16, 16), depths=(1, 2, 1), feature_dim=32)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from click.testing import CliRunner, Result
-from fer_edge.benchmarks.traffic import Load
 
 from fer_edge.arrays import read_npz, write_npz
+from fer_edge.benchmarks.traffic import Load
 from fer_edge.bundle import open_bundle, path_ref, write_manifest
 from fer_edge.cli import cli
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fer_edge.converters.crops import augmented
-from fer_edge.converters.learn.augment import Strength, disturb, mirrored, mixup, view, warp
-from fer_edge.converters.learn.faces import Faces
-from fer_edge.converters.learn.plan import plan_training
-from fer_edge.converters.learn.recipe import Recipe, TrainingData, TrainingPlan
-from fer_edge.converters.learn.run import Run
-from fer_edge.converters.learn.sentences import descriptions, phrases, stored_sentences
 from learning import LABELS, QUICK, STILL, TINY
 from torch import Tensor
+
+from fer_edge.converters.crops import augmented
+from fer_edge.converters.student.augment import Strength, disturb, mirrored, mixup, view, warp
+from fer_edge.converters.student.faces import Faces
+from fer_edge.converters.student.plan import plan_training
+from fer_edge.converters.student.recipe import Recipe, TrainingData, TrainingPlan
+from fer_edge.converters.student.run import Run
+from fer_edge.converters.student.sentences import descriptions, phrases, stored_sentences
 
 
 def test_the_first_view_is_the_face_and_mirrored_it_is_its_mirror_image() -> None:

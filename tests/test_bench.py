@@ -19,25 +19,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fer_edge.benchmarks import bench as benching
-from fer_edge.benchmarks import loadgen, modes, traffic
-from fer_edge.benchmarks.bench import Plan, bench, configurations, only
-from fer_edge.benchmarks.compare import compare
-from fer_edge.benchmarks.footprint import engine_files, forget, memory_mb
-from fer_edge.benchmarks.machine import handover_us
-from fer_edge.benchmarks.macs import count_macs
-from fer_edge.benchmarks.measure import Job
-from fer_edge.benchmarks.results import SCENARIOS, Configuration, Latency, Results, latency, read_results
-from fer_edge.benchmarks.screen import IDENTITY, bench_text, fitting
-from fer_edge.benchmarks.tables import flat_csv, markdown, number, rows_of
-from fer_edge.benchmarks.traffic import Load
-from fer_edge.benchmarks.worker import Served, run_isolated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measuring import QUICK, command, wrong_bundle
 from PIL import Image
 
 import fer_edge
+from fer_edge.benchmarks import bench as benching
+from fer_edge.benchmarks import loadgen, runs, traffic
+from fer_edge.benchmarks.bench import Plan, bench, configurations, only
+from fer_edge.benchmarks.compare import compare
+from fer_edge.benchmarks.machine import handover_us
+from fer_edge.benchmarks.macs import count_macs
+from fer_edge.benchmarks.measure import Job
+from fer_edge.benchmarks.memory import engine_files, forget, memory_mb
+from fer_edge.benchmarks.report.screen import IDENTITY, bench_text, fitting
+from fer_edge.benchmarks.report.tables import flat_csv, markdown, number, rows_of
+from fer_edge.benchmarks.results import SCENARIOS, Configuration, Latency, Results, latency, read_results
+from fer_edge.benchmarks.traffic import Load
+from fer_edge.benchmarks.worker import Served, run_isolated
 from fer_edge.bundle import open_bundle, write_manifest
 from fer_edge.classifier import DEFAULT_BUNDLE
 
@@ -532,7 +532,7 @@ def test_accuracy_that_fails_does_not_lose_the_run(run: Results, data: Path, bun
     (bundle / "litert-int8.tflite").write_bytes(b"no model")
     moved = [replace(row, configuration=replace(row.configuration, bundle=str(bundle))) for row in run.rows]
     asked = (tmp_path / "few.npz", "truth", "names")
-    found = modes.accuracy(replace(run, rows=tuple(moved)), asked, lambda done, text="": None)
+    found = runs.accuracy(replace(run, rows=tuple(moved)), asked, lambda done, text="": None)
     assert {entry["runtime"] for entry in found.extras["accuracy"]["of"]} == {"openvino", "onnxruntime"}
     assert all(entry["n"] == 8 and 0 <= entry["war"] <= 1 for entry in found.extras["accuracy"]["of"])
     assert "litert int8: no accuracy, " in markdown(found)

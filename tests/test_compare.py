@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from measuring import command, wrong_bundle
+
+import fer_edge
 from fer_edge.benchmarks import interleave as turning
-from fer_edge.benchmarks import modes
+from fer_edge.benchmarks import runs
 from fer_edge.benchmarks.bench import Plan, only
 from fer_edge.benchmarks.compare import compare, differences, lost, ratio_of_medians
 from fer_edge.benchmarks.interleave import judge
 from fer_edge.benchmarks.results import Configuration, Failure, Results, Row
 from fer_edge.benchmarks.worker import Served
-from measuring import command, wrong_bundle
-
-import fer_edge
 from fer_edge.classifier import DEFAULT_BUNDLE
 
 
@@ -294,7 +294,7 @@ def test_in_turns_a_late_failure_loses_nothing(error: BaseException, monkeypatch
             blocks(1.0, np.random.default_rng(0)), {"engine": "x", "fer_edge": "0"}, {"engine": "x", "fer_edge": "0"}
         )
 
-    monkeypatch.setattr(modes, "interleave", turns)
+    monkeypatch.setattr(runs, "interleave", turns)
     result = command("--runtime", "litert", "--runtime", "openvino", "--threads", 1, "--interleave", DEFAULT_BUNDLE)
     assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert "within noise" in result.output

@@ -13,12 +13,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from fer_edge.benchmarks.random_clip import write_clip, write_head
-from fer_edge.converters import to_onnx
-from fer_edge.converters.convert import Plan, convert
-from fer_edge.converters.crops import augmented, from_folder, shipped_face
-from fer_edge.converters.graph import class_constants, fold
-from fer_edge.converters.sources import read_projection
 from learning import FP32_OPENVINO, SMALL, STUDENT, small_clip
 from safetensors.torch import save_file
 
@@ -26,9 +20,15 @@ import fer_edge
 from fer_edge.bundle import golden_set, label_set, open_bundle, text_projection
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.cli import main
+from fer_edge.converters import to_onnx
+from fer_edge.converters.convert import Plan, convert
+from fer_edge.converters.crops import augmented, from_folder, shipped_face
+from fer_edge.converters.graph import class_constants, fold
+from fer_edge.converters.sources import read_projection
 from fer_edge.doctor import cpu, saturates
 from fer_edge.labels import LABEL_SETS
 from fer_edge.runtime import Options, load_runtime
+from lab.random_clip import write_clip, write_head
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,6 @@ def test_drift_is_refused_by_how_much_or_recorded(clip: Path, tmp_path: Path, mo
     """A float artefact made wrong on purpose: refused with figures; with --allow-drift written, marked, and still seen by
     verify."""
     from fer_edge.converters import convert as conversion
-
     from fer_edge.verify import verify
 
     prepare = conversion._prepare

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fer_edge.benchmarks.evaluate import evaluate
-from fer_edge.converters.convert import RUNTIMES, Plan, convert
 
 import fer_edge
+from fer_edge.benchmarks.evaluate import evaluate
 from fer_edge.bundle import golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.converters.convert import RUNTIMES, Plan, convert
 from fer_edge.labelled import read_faces
 
-CHECKPOINT = "converters/learn/student48.safetensors"
+CHECKPOINT = "converters/student/student48.safetensors"
 
 
 def test_what_it_holds_and_weighs(root: Path) -> None:

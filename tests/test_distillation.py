@@ -10,25 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fer_edge.converters.convert import Plan, convert
-from fer_edge.converters.graph import class_constants, fold
-from fer_edge.converters.learn.augment import Strength, mirrored, view
-from fer_edge.converters.learn.device import native_bf16
-from fer_edge.converters.learn.faces import load_pictures
-from fer_edge.converters.learn.plan import plan_training
-from fer_edge.converters.learn.recipe import EpochReport, TrainingData, TrainingPlan, war_uar
-from fer_edge.converters.learn.run import unit_features
-from fer_edge.converters.learn.sentences import descriptions, phrases, stored_sentences
-from fer_edge.converters.learn.student import StudentInTraining, load_student, save_student
-from fer_edge.converters.learn.teachers import ask, open_teacher
-from fer_edge.converters.learn.train import train_student
-from fer_edge.converters.sources import load_clip
-from fer_edge.converters.text import clip_text_encoder
 from learning import FP32_OPENVINO, LABELS, QUICK, SHAPE, SMALL, STUDENT, TINY, softmax, unit
 
 import fer_edge
 from fer_edge.bundle import label_set, open_bundle, text_projection
 from fer_edge.cli import main
+from fer_edge.converters.convert import Plan, convert
+from fer_edge.converters.graph import class_constants, fold
+from fer_edge.converters.sources import load_clip
+from fer_edge.converters.student.augment import Strength, mirrored, view
+from fer_edge.converters.student.device import native_bf16
+from fer_edge.converters.student.faces import load_pictures
+from fer_edge.converters.student.network import StudentInTraining, load_student, save_student
+from fer_edge.converters.student.plan import plan_training
+from fer_edge.converters.student.recipe import EpochReport, TrainingData, TrainingPlan, war_uar
+from fer_edge.converters.student.run import unit_features
+from fer_edge.converters.student.sentences import descriptions, phrases, stored_sentences
+from fer_edge.converters.student.teachers import ask, open_teacher
+from fer_edge.converters.student.train import train_student
+from fer_edge.converters.text import clip_text_encoder
 from fer_edge.image import to_input
 from fer_edge.labels import LABEL_SETS
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fer_edge.benchmarks.random_clip import write_clip, write_head
-from fer_edge.converters.convert import RUNTIMES, Plan, convert
 from PIL import Image
 from transformers import CLIPTokenizer
 
 import fer_edge
+from fer_edge.converters.convert import RUNTIMES, Plan, convert
+from lab.random_clip import write_clip, write_head
 
 CASES = {
     "D512 with P3": {"dim": 512, "width": 768, "heads": 12, "prompts": "P3"},

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fer_edge.benchmarks.card import confusion_picture, figures_section
-from fer_edge.benchmarks.evaluate import evaluate
-from fer_edge.benchmarks.figures import figures
-from fer_edge.converters.convert import Plan, convert
 
 import fer_edge
+from fer_edge.benchmarks.evaluate import evaluate
+from fer_edge.benchmarks.report.card import confusion_picture, figures_section
 from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.converters.convert import Plan, convert
 from fer_edge.labelled import read_faces
+from lab.figures import figures
 
 MEMBERS = ("--truth", "t", "--classes", "c")
 
@@ -50,7 +50,7 @@ def test_another_model_is_measured_in_turns() -> None:
 def test_agreement_of_int8_with_float(root: Path, faces: Path, tmp_path: Path, data: Path) -> None:
     calibration = data / "fer2013" / "train.npz"
     plan = Plan(runtimes=("onnxruntime",), precisions=("int8", "fp32"), calibration=calibration, calibration_count=50)
-    convert(str(root / "converters/learn/student48.safetensors"), tmp_path / "b", plan)
+    convert(str(root / "converters/student/student48.safetensors"), tmp_path / "b", plan)
     found = json.loads(called("agreement", tmp_path / "b", faces, *MEMBERS))
     row = found["runtimes"]["onnxruntime"]
     said = {}

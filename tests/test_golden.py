@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fer_edge.benchmarks.random_clip import write_clip
-from fer_edge.converters.convert import RUNTIMES, Plan, convert
 from numpy.typing import NDArray
 
 import fer_edge
 from fer_edge.bundle import MIN_CROPS, Golden, golden_set, label_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE, choose_artefact, open_session
+from fer_edge.converters.convert import RUNTIMES, Plan, convert
 from fer_edge.golden import BARS, compare, measure
 from fer_edge.labels import LabelSet
+from lab.random_clip import write_clip
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_permuted_weights_and_a_constant_fail(runtime: str, tmp_path: Path) -> N
     """Real artefacts, converted from a student whose weights were permuted, or whose last layer was made constant."""
     from fer_edge.converters import convert as conversion
 
-    source = Path(conversion.__file__).parent / "learn" / "student48.safetensors"
+    source = Path(conversion.__file__).parent / "student" / "student48.safetensors"
     opened = open_bundle(DEFAULT_BUNDLE)
     golden, labels = golden_set(opened), label_set(opened, "ferplus8")
     material = conversion._prepare(str(source), Plan(calibration_count=8))

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fer_edge.converters.learn.language import fit_text_projection
-from fer_edge.converters.learn.recipe import EpochReport, TrainingData, TrainingPlan
-from fer_edge.converters.learn.run import Run, unit_features
-from fer_edge.converters.learn.student import StudentCheckpoint, StudentInTraining, load_student, save_student
-from fer_edge.converters.learn.train import train_student
 from learning import LABELS, QUICK, TINY, softmax, unit
 from PIL import Image
 from torch import Tensor
 
 import fer_edge
+from fer_edge.converters.student.language import fit_text_projection
+from fer_edge.converters.student.network import StudentCheckpoint, StudentInTraining, load_student, save_student
+from fer_edge.converters.student.recipe import EpochReport, TrainingData, TrainingPlan
+from fer_edge.converters.student.run import Run, unit_features
+from fer_edge.converters.student.train import train_student
 from fer_edge.labels import LabelSet
 from fer_edge.manifest import TextEncoderRef
 

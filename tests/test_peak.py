@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from fer_edge.benchmarks import loadgen
 from fer_edge.benchmarks.bench import peaks_of
 from fer_edge.benchmarks.macs import count_macs
 from fer_edge.benchmarks.peak import peak_gmacs_per_s
-from fer_edge.benchmarks.random_clip import write_clip
 from fer_edge.benchmarks.results import Configuration
-from fer_edge.converters.convert import Plan, convert
-
 from fer_edge.bundle import Bundle, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.converters.convert import Plan, convert
+from lab.random_clip import write_clip
 
 RUNTIMES = ("openvino", "litert", "onnxruntime")
 
@@ -23,13 +23,14 @@ RUNTIMES = ("openvino", "litert", "onnxruntime")
 def test_macs_are_those_that_torch_counts(tmp_path: Path) -> None:
     """Of a convolutional student and a ViT, in the files of each runtime."""
     import torch
-    from fer_edge.converters.reference import open_reference
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    from fer_edge.converters.reference import open_reference
+
     write_clip(tmp_path / "clip", dim=32, width=48, layers=2, heads=4, patch=8, image=32)
     convert(str(tmp_path / "clip"), tmp_path / "bundle", Plan(precisions=("fp32",), normalize="none"))
-    student = Path(loadgen.__file__).parent.parent / "converters/learn/student48.safetensors"
+    student = Path(loadgen.__file__).parent.parent / "converters/student/student48.safetensors"
     for source, bundle in ((student, DEFAULT_BUNDLE), (tmp_path / "clip", tmp_path / "bundle")):
         graph, opened = open_reference(str(source)).graph, open_bundle(bundle)
         spec = opened.manifest.input

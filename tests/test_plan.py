@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fer_edge.converters.learn import device
-from fer_edge.converters.learn.faces import load_faces, load_pictures
-from fer_edge.converters.learn.plan import plan_training
-from fer_edge.converters.learn.recipe import Recipe, TrainingPlan, war_uar
-from fer_edge.converters.learn.run import Run
-from fer_edge.converters.learn.student import StudentConfig
-from fer_edge.converters.learn.teachers import open_teacher
 from learning import LABELS, QUICK, SHAPE, TINY
 
 import fer_edge
+from fer_edge.converters.student import device
+from fer_edge.converters.student.faces import load_faces, load_pictures
+from fer_edge.converters.student.network import StudentConfig
+from fer_edge.converters.student.plan import plan_training
+from fer_edge.converters.student.recipe import Recipe, TrainingPlan, war_uar
+from fer_edge.converters.student.run import Run
+from fer_edge.converters.student.teachers import open_teacher
 
 
 def test_a_plan_with_votes(tables: Path) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fer_edge.benchmarks.bench import Plan, bench
-from fer_edge.benchmarks.page import report
-from fer_edge.benchmarks.plots import ACCENT, COLORS
-from fer_edge.benchmarks.results import Results
-from fer_edge.benchmarks.traffic import Load
 from PIL import Image
 
+from fer_edge.benchmarks.bench import Plan, bench
+from fer_edge.benchmarks.report.page import report
+from fer_edge.benchmarks.report.plots import ACCENT, COLORS
+from fer_edge.benchmarks.results import Results
+from fer_edge.benchmarks.traffic import Load
 from fer_edge.classifier import DEFAULT_BUNDLE
 
 QUIET = [

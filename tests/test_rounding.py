@@ -9,14 +9,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from fer_edge.converters import to_onnx
-from fer_edge.converters.crops import augmented
-from fer_edge.converters.graph import EdgeGraph
-from fer_edge.converters.rounding import WEIGHT_LIMIT, rounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import Tensor, nn
+
+from fer_edge.converters import to_onnx
+from fer_edge.converters.crops import augmented
+from fer_edge.converters.graph import EdgeGraph
+from fer_edge.converters.rounding import WEIGHT_LIMIT, rounded
 
 SIZE = 24
 

@@ -16,6 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fer_edge
+from fer_edge import runtime as rt
 from fer_edge.benchmarks import environment as surroundings
 from fer_edge.benchmarks.environment import engines, environment, power_mode
 from fer_edge.benchmarks.sensors import (
@@ -32,11 +37,6 @@ from fer_edge.benchmarks.sensors import (
     temperatures,
     unreadable,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-import fer_edge
-from fer_edge import runtime as rt
 from fer_edge.container import container_limits
 from fer_edge.errors import UsageError
 

@@ -14,22 +14,6 @@ import learning
 import numpy as np
 import pytest
 import torch
-from fer_edge.converters.learn.faces import Faces, load_faces, soft_targets
-from fer_edge.converters.learn.fer2013 import VOTE_NAMES, build, majority
-from fer_edge.converters.learn.language import TextRecipe, default_constants, sentence_groups
-from fer_edge.converters.learn.recipe import EpochReport, TrainingData, TrainingPlan, war_uar
-from fer_edge.converters.learn.run import unit_features
-from fer_edge.converters.learn.sentences import TEMPLATES, descriptions, phrases, stored_sentences
-from fer_edge.converters.learn.student import (
-    FORMAT,
-    Block,
-    StudentCheckpoint,
-    StudentInTraining,
-    load_student,
-    save_student,
-)
-from fer_edge.converters.learn.teachers import open_teacher
-from fer_edge.converters.learn.train import train_student
 from learning import LABELS, TINY
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -37,6 +21,22 @@ from safetensors.torch import load_file, save_file
 import fer_edge
 from fer_edge.bundle import label_set, open_bundle
 from fer_edge.cli import main
+from fer_edge.converters.student.faces import Faces, load_faces, soft_targets
+from fer_edge.converters.student.fer2013 import VOTE_NAMES, build, majority
+from fer_edge.converters.student.language import TextRecipe, default_constants, sentence_groups
+from fer_edge.converters.student.network import (
+    FORMAT,
+    Block,
+    StudentCheckpoint,
+    StudentInTraining,
+    load_student,
+    save_student,
+)
+from fer_edge.converters.student.recipe import EpochReport, TrainingData, TrainingPlan, war_uar
+from fer_edge.converters.student.run import unit_features
+from fer_edge.converters.student.sentences import TEMPLATES, descriptions, phrases, stored_sentences
+from fer_edge.converters.student.teachers import open_teacher
+from fer_edge.converters.student.train import train_student
 from fer_edge.labels import LabelSet
 from fer_edge.manifest import TextEncoderRef
 
@@ -335,7 +335,7 @@ def test_the_stored_vectors_are_the_text_encoders(
 ) -> None:
     """Every eighth phrase, because all of them take a quarter of a minute."""
     some = {label: sentences[::8] for label, sentences in phrases().items()}
-    monkeypatch.setattr("fer_edge.converters.learn.sentences.phrases", lambda: some)
+    monkeypatch.setattr("fer_edge.converters.student.sentences.phrases", lambda: some)
     with pytest.raises(SystemExit) as end:
         main(["student", "sentences", "--text-encoder", minilm, "-o", str(tmp_path / "s.npz"), "--json"])
     assert end.value.code == 0

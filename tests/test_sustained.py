@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fer_edge.benchmarks import sustained as long
-from fer_edge.benchmarks.results import Configuration
-from fer_edge.benchmarks.sustained import Point, throttled_after
-from fer_edge.benchmarks.tables import sustained_text
 from measuring import command, wrong_bundle
 
 import fer_edge
+from fer_edge.benchmarks import sustained as long
+from fer_edge.benchmarks.report.tables import sustained_text
+from fer_edge.benchmarks.results import Configuration
+from fer_edge.benchmarks.sustained import Point, throttled_after
 from fer_edge.bundle import open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.manifest import digest_of

@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fer_edge.converters.crops import augmented
-from fer_edge.converters.graph import class_constants
-from fer_edge.converters.learn import teachers as teaching
-from fer_edge.converters.learn.augment import Strength, mirrored, view
-from fer_edge.converters.learn.recipe import EpochReport, TrainingData, TrainingPlan
-from fer_edge.converters.learn.run import Run
-from fer_edge.converters.learn.sentences import descriptions, stored_sentences
-from fer_edge.converters.learn.student import load_student
-from fer_edge.converters.learn.teachers import Teacher, ask, mean_scores, open_teacher
-from fer_edge.converters.learn.train import train_student
-from fer_edge.converters.sources import load_clip
-from fer_edge.converters.text import clip_text_encoder
 from learning import LABELS, QUICK, STUDENT, TINY, Double, softmax, unit
 from numpy.typing import NDArray
 from torch import Tensor
 
 import fer_edge
 from fer_edge.bundle import open_bundle
+from fer_edge.converters.crops import augmented
+from fer_edge.converters.graph import class_constants
+from fer_edge.converters.sources import load_clip
+from fer_edge.converters.student import teachers as teaching
+from fer_edge.converters.student.augment import Strength, mirrored, view
+from fer_edge.converters.student.network import load_student
+from fer_edge.converters.student.recipe import EpochReport, TrainingData, TrainingPlan
+from fer_edge.converters.student.run import Run
+from fer_edge.converters.student.sentences import descriptions, stored_sentences
+from fer_edge.converters.student.teachers import Teacher, ask, mean_scores, open_teacher
+from fer_edge.converters.student.train import train_student
+from fer_edge.converters.text import clip_text_encoder
 from fer_edge.labels import LabelSet
 
 

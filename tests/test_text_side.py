@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from fer_edge.converters.learn.figures import HELD_OUT
-from fer_edge.converters.learn.language import TextRecipe, constants, default_constants, draw, fit_text_projection
-from fer_edge.converters.learn.sentences import TEMPLATES, descriptions, phrases
-from fer_edge.converters.text import sentence_encoder
 from learning import LABELS, LEARN
 from torch import Tensor
 from torch.nn import functional as F
 
 import fer_edge
+from fer_edge.converters.student.language import TextRecipe, constants, default_constants, draw, fit_text_projection
+from fer_edge.converters.student.sentences import TEMPLATES, descriptions, phrases
+from fer_edge.converters.text import sentence_encoder
 from fer_edge.labels import read_prompt_file
+from lab.training_figures import HELD_OUT
 
 
 def world(seed: int, noise: float = 0.15) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:

@@ -19,21 +19,21 @@ import numpy as np
 import plain_blip2
 import pytest
 import torch
-from fer_edge.benchmarks.random_blip2 import write_blip2
-from fer_edge.benchmarks.random_clip import write_clip
-from fer_edge.converters.crops import augmented
-from fer_edge.converters.learn.transfer import sources
-from fer_edge.converters.learn.transfer.cache import CachePlan, Side, missing_shards, read_plan, shard_file
-from fer_edge.converters.learn.transfer.features import Faces, compute, make_shard, plan_cache
-from fer_edge.converters.learn.transfer.pairs import read_pairs
-from fer_edge.converters.learn.transfer.sources import INSTRUCTION, Source, image_source, llm_source
-from fer_edge.converters.reference import open_reference
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fer_edge
 import fer_edge.bundle
 from fer_edge.cli import main
+from fer_edge.converters.crops import augmented
+from fer_edge.converters.reference import open_reference
+from fer_edge.converters.transfer import sources
+from fer_edge.converters.transfer.cache import CachePlan, Side, missing_shards, read_plan, shard_file
+from fer_edge.converters.transfer.feature_pairs import read_pairs
+from fer_edge.converters.transfer.features import Faces, compute, make_shard, plan_cache
+from fer_edge.converters.transfer.sources import INSTRUCTION, Source, image_source, llm_source
+from lab.random_blip2 import write_blip2
+from lab.random_clip import write_clip
 
 CLIP = {"dim": 16, "width": 24, "layers": 1, "heads": 2, "patch": 8, "image": 32}
 
@@ -426,7 +426,7 @@ def test_models_that_will_not_do(models: Path, tmp_path: Path, root: Path) -> No
     with pytest.raises(fer_edge.ConversionError, match="clip model; LLM features come from"):
         llm_source(str(models / "clip"))
     with pytest.raises(fer_edge.ConversionError, match="is a student"):
-        image_source(str(root / "converters/learn/student48.safetensors"))
+        image_source(str(root / "converters/student/student48.safetensors"))
     shutil.copytree(models / "blip2", tmp_path / "b")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "b" / name).unlink(missing_ok=True)
@@ -478,7 +478,7 @@ def test_convert_follows_how_a_projection_was_learned(
 def test_a_plan_reads_back(tmp_path: Path) -> None:
     side = Side("a", "0" * 64, 3, {"instruction": "?"})
     plan = CachePlan(("x", "y"), side, replace(side, dim=5), 1, True, 99.5)
-    from fer_edge.converters.learn.transfer.cache import open_cache
+    from fer_edge.converters.transfer.cache import open_cache
 
     assert open_cache(tmp_path / "c", plan) == plan
     assert read_plan(tmp_path / "c") == plan

@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fer_edge.converters.learn.transfer.fit import METHODS, FitRecipe, Fitted, fit, info_nce
-from fer_edge.converters.learn.transfer.planted import Plan, Planted, planted, shuffled, zero_shot
 from sklearn.cross_decomposition import CCA
 from sklearn.linear_model import Ridge
 from torch.nn import functional as F
 
 import fer_edge
+from fer_edge.converters.transfer.fit import METHODS, FitRecipe, Fitted, fit, info_nce
+from lab.planted import Plan, Planted, planted, shuffled, zero_shot
 
 SMALL = Plan(faces=1500, test=500, image_dim=24, llm_dim=40, expression_dim=4, identity_dim=12)
 

@@ -18,22 +18,23 @@ from typing import Any
 
 import pytest
 import torch
-from fer_edge.benchmarks.random_blip2 import write_blip2
-from fer_edge.benchmarks.random_clip import write_clip
-from fer_edge.converters.crops import augmented
-from fer_edge.converters.learn.transfer.cache import missing_shards, open_cache, read_plan, shard_file
-from fer_edge.converters.learn.transfer.features import Faces, Progress, compute, plan_cache
-from fer_edge.converters.learn.transfer.pairs import read_pairs
-from fer_edge.converters.learn.transfer.sources import Wanted, open_sources
 from PIL import Image
 from safetensors.torch import save_file
 
 from fer_edge.cli import main
+from fer_edge.converters.crops import augmented
+from fer_edge.converters.transfer.cache import missing_shards, open_cache, read_plan, shard_file
+from fer_edge.converters.transfer.feature_pairs import read_pairs
+from fer_edge.converters.transfer.features import Faces, Progress, compute, plan_cache
+from fer_edge.converters.transfer.sources import Wanted, open_sources
 from fer_edge.errors import UsageError
+from lab.random_blip2 import write_blip2
+from lab.random_clip import write_clip
 
 pytest.importorskip("ray", reason="Ray has no wheel for this Python")
-from fer_edge.converters.learn.transfer.on_ray import Cluster, Place, ShardWorker, compute_on_ray, room
 from ray.exceptions import AuthenticationError
+
+from fer_edge.converters.transfer.on_ray import Cluster, Place, ShardWorker, compute_on_ray, room
 
 START = ["--num-cpus=2", "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats", "--block"]
 

@@ -12,26 +12,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fer_edge.benchmarks.random_blip2 import blip2 as blip2_command
-from fer_edge.benchmarks.random_clip import clip as clip_command
-from fer_edge.benchmarks.random_clip import write_clip
-from fer_edge.converters.graph import class_constants
-from fer_edge.converters.learn.transfer import pilot as piloting
-from fer_edge.converters.learn.transfer.cache import CachePlan, Row, Side
-from fer_edge.converters.learn.transfer.features import Faces
-from fer_edge.converters.learn.transfer.fit import FitRecipe, fit
-from fer_edge.converters.learn.transfer.pairs import Pairs
-from fer_edge.converters.learn.transfer.pilot import Asked, Pilot, pilot
-from fer_edge.converters.learn.transfer.pilot_page import report, verdict
-from fer_edge.converters.learn.transfer.planted import Plan, planted, shuffled
-from fer_edge.converters.sources import open_encoder
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
 import fer_edge
 from fer_edge.cli import main
+from fer_edge.converters.graph import class_constants
+from fer_edge.converters.sources import open_encoder
+from fer_edge.converters.transfer import trial
+from fer_edge.converters.transfer.cache import CachePlan, Row, Side
+from fer_edge.converters.transfer.feature_pairs import Pairs
+from fer_edge.converters.transfer.features import Faces
+from fer_edge.converters.transfer.fit import FitRecipe, fit
+from fer_edge.converters.transfer.trial import Asked, Pilot, pilot
+from fer_edge.converters.transfer.trial_page import report, verdict
 from fer_edge.labelled import LabelledFaces
 from fer_edge.labels import LABEL_SETS, built_in_prompts
+from lab.planted import Plan, planted, shuffled
+from lab.random_blip2 import blip2 as blip2_command
+from lab.random_clip import clip as clip_command
+from lab.random_clip import write_clip
 
 DIM = 64
 
@@ -81,7 +81,7 @@ def test_every_point_of_the_curve_takes_as_many_steps(count: int, clip: Path, mo
         steps.append(recipe.epochs * (len(rows) // recipe.batch))
         return fit(image, llm, replace(recipe, method="ridge"), rows=rows)
 
-    monkeypatch.setattr(piloting, "fit", counted)
+    monkeypatch.setattr(trial, "fit", counted)
     whole = planted_pairs(clip)
     few = replace(whole, rows=whole.rows[:count], image=whole.image[:count], llm=whole.llm[:count])
     pilot(few, Asked(str(clip)), FitRecipe(batch=256, epochs=8))
@@ -202,7 +202,7 @@ def test_the_documented_way_on_real_faces(
     lines = page.partition("## The mechanics")[2].partition("```console\n")[2].partition("```")[0].splitlines()
     monkeypatch.chdir(tmp_path)
     made: dict[str, Any] = {
-        "fer_edge.benchmarks.random_clip": clip_command,
+        "lab.random_clip": clip_command,
         "fer_edge.benchmarks.random_blip2": blip2_command,
     }
     said: dict[str, Any] = {}

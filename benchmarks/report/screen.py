@@ -1,0 +1,116 @@
+"""What the benchmarks room shows on a terminal, whatever its width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from ..compare import Comparison
+from ..evaluate import Evaluation
+from ..results import Results
+from .tables import accuracy_lines, comparison_rows, remarks, rows_of, verdict_texts
+
+IDENTITY = ("bundle", "runtime", "precision", "device", "threads", "scenario", "configuration")
+"""Columns that say what a row is about."""
+TEXTS = (*(name for name in IDENTITY if name != "threads"), "answers", "verdict")
+GAP = 2
+
+
+def evaluation_text(result: Evaluation) -> str:
+    """What ``evaluate`` prints for people."""
+    corner = "truth (rows)"
+    width = max(map(len, (corner, *result.labels)))
+    ran = f"{result.runtime} {result.precision} on {result.device}"
+    skipped = sum(result.skipped_classes.values())
+    war, uar = ("{:.1%} to {:.1%}".format(*pair) for pair in (result.intervals.war, result.intervals.uar))
+    lines = [
+        f"{result.n} faces: WAR {result.war:.2%}, UAR {result.uar:.2%} ({ran}, labels {result.label_set})",
+        f"95% intervals: WAR {war}, UAR {uar}",
+        f"left out: {result.left_out} without a label, {skipped} of unknown classes, {len(result.unreadable)} unreadable",
+        "",
+        f"{corner:<{width}}  recall  " + " ".join(f"{label[:9]:>9}" for label in result.labels),
+    ]
+    for label, row in zip(result.labels, result.confusion, strict=True):
+        recall = result.per_class_recall[label]
+        shown = f"{recall:6.1%}" if recall is not None else "     -"
+        lines.append(f"{label:<{width}}  {shown}  " + " ".join(f"{count:>9}" for count in row))
+    return "\n".join(lines)
+
+
+def bench_text(results: Results, screen: TextIO) -> None:
+    """What ``bench`` prints for people."""
+    console = _console(screen)
+    if results.rows:
+        head, rows = rows_of(results)
+        _table(console, head, rows, wrong=[row[-1] == "WRONG" for row in rows])
+    for text in (*accuracy_lines(results), *verdict_texts(results)):
+        console.print(text)
+    for note in remarks(results):
+        console.print(f"Note: {note}")
+
+
+def comparison_text(
+    found: Sequence[Comparison],
+    tolerance: float,
+    gone: Sequence[str],
+    bad: Sequence[str],
+    notes: Sequence[str],
+    screen: TextIO,
+) -> None:
+    """What ``compare`` prints for people."""
+    console = _console(screen)
+    head, *rows = comparison_rows(found)
+    count = sum(c.regressed(tolerance) for c in found)
+    if rows:
+        _table(console, head, rows, wrong=[c.regressed(tolerance) for c in found])
+        none = f"{'No regression' if not (gone or bad) else 'Of what both measured'}: none is slower"
+        verdict = f"Regression: {count} of {len(found)} are slower" if count else none
+        console.print(f"{verdict} beyond noise and the tolerance of {tolerance:.0%}.")
+    else:
+        console.print("Nothing to compare: B failed in what A measured.")
+    for line in gone:
+        console.print(f"Lost in B: {line}", style="bold red")
+    for line in bad:
+        console.print(f"Wrong answers in B: {line}", style="bold red")
+    for line in notes:
+        console.print(f"Note: {line}")
+
+
+def fitting(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> tuple[str, list[list[int]]]:
+    """(what all rows have in common, the columns of each table): one table of everything where it fits; else several, each
+    with what tells the rows apart, and the verdict in the first."""
+    widths = [max(len(head[i]), *(len(row[i]) for row in rows)) + GAP for i in range(len(head))]
+    if sum(widths) - GAP <= width:
+        return "", [list(range(len(head)))]
+    same = [i for i, name in enumerate(head) if name in IDENTITY and len({row[i] for row in rows}) == 1]
+    who = [i for i, name in enumerate(head) if name in IDENTITY and i not in same]
+    values = [i for i, name in enumerate(head) if name not in IDENTITY]
+    room = width - sum(widths[i] for i in who)
+    tables: list[list[int]] = [[]]
+    for i in [values[-1], *values[:-1]]:
+        if tables[-1] and sum(widths[k] for k in tables[-1]) + widths[i] - GAP > room:
+            tables.append([])
+        tables[-1].append(i)
+    return ", ".join(f"{head[i]} {rows[0][i]}" for i in same), [[*who, *table] for table in tables]
+
+
+def _console(screen: TextIO) -> Any:
+    from rich.console import Console
+
+    # A file or a pipe has no width: nothing is cut there.
+    return Console(file=screen, highlight=False, markup=False, soft_wrap=True, width=None if screen.isatty() else 1000)
+
+
+def _table(console: Any, head: Sequence[str], rows: Sequence[Sequence[str]], wrong: Sequence[bool]) -> None:
+    from rich.table import Table
+
+    common, tables = fitting(head, rows, console.width)
+    if common:
+        console.print(f"All rows: {common}")
+    for columns in tables:
+        table = Table(box=None, pad_edge=False, padding=(0, GAP // 2), header_style="bold")
+        for i in columns:
+            table.add_column(head[i], justify="left" if head[i] in TEXTS else "right", overflow="fold")
+        for row, bad in zip(rows, wrong, strict=True):
+            table.add_row(*(row[i] for i in columns), style="bold red" if bad else None)
+        console.print(table)
