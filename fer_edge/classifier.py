@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import runtime as rt
+from .arguments import checked
 from .bundle import Bundle, artefact_files, checked_path, golden_set, label_set, open_bundle
 from .errors import BundleError, EngineError, FerEdgeError, ImageError, MissingExtraError, UsageError
 from .image import Box, ImageLike, to_input
@@ -62,6 +63,7 @@ class Classifier:
         """Name of the label set in use."""
         return self._set.name
 
+    @checked("image")
     def predict(self, image: ImageLike, box: Box | None = None, margin: float = 0.0) -> Prediction:
         """Classify one face crop.
 
@@ -71,17 +73,20 @@ class Classifier:
         EngineError when the engine answers with NaN."""
         return self._prediction(self._feature(image, box, margin))
 
+    @checked()
     def predict_batch(self, images: Iterable[ImageLike]) -> list[Prediction]:
         """Classify several face crops, one after the other (artefacts have a static batch of 1)."""
         self._alive()
         return [self._prediction(self._feature(image)) for image in _several(images)]
 
+    @checked()
     def predict_clip(self, frames: Iterable[ImageLike]) -> Prediction:
         """Classify a video: the mean of the unnormalised features of **every** frame given (Exp-CLIP
         ``models/Exp_CLIP.py``, Dynamic_FER); ``fer_edge.sample_frames(video, 16)`` picks the paper's frames. Raises
         ImageError without any frame."""
         return self._prediction(self.features(frames).mean(0, dtype=np.float64).astype(np.float32))
 
+    @checked()
     def features(self, images: Iterable[ImageLike]) -> NDArray[np.float32]:
         """Features (N, D) float32, before normalisation. Raises ImageError when there is no image."""
         self._alive()
@@ -133,6 +138,7 @@ class Classifier:
         return Prediction(self._set.labels[scores.index(max(scores))], dict(zip(self._set.labels, scores, strict=True)))
 
 
+@checked()
 def load(
     bundle: str | os.PathLike[str] | None = None,
     *,
@@ -152,10 +158,8 @@ def load(
     to 4. ``execution_precision``: ask for bf16 or fp16 arithmetic where the engine has it; never chosen by itself.
 
     Raises BundleError, LabelError, MissingExtraError, EngineError or UsageError."""
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise UsageError(f"threads must be a whole number of at least 1; got {threads!r}")
-    if not isinstance(bundle, (str, os.PathLike, type(None))):
-        raise UsageError(f"a bundle is named by the path of its folder; got {type(bundle).__name__}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be a whole number of at least 1; got {threads}")
     opened = open_bundle(DEFAULT_BUNDLE if bundle is None else bundle)
     name, artefact = choose_artefact(opened, runtime, precision)
     chosen = label_set(opened, opened.manifest.default_labels if labels is None else labels)

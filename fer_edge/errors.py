@@ -18,10 +18,23 @@ A message is one line: what is wrong, in which file, and what to do about it.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 class FerEdgeError(Exception):
-    """Base class: ``except fer_edge.FerEdgeError`` catches everything that fer-edge raises on purpose."""
+    """Base class: ``except fer_edge.FerEdgeError`` catches everything that fer-edge raises on purpose.
+
+    Every error of the tree travels between processes with class, message and attributes, whatever its ``__init__`` takes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[E], args: tuple[object, ...]) -> E:
+    """An exception as it was, without its ``__init__``."""
+    return kind.__new__(kind, *args)
 
 
 class BundleError(FerEdgeError):

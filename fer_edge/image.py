@@ -19,8 +19,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import ImageError
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
-Box: TypeAlias = "tuple[float, float, float, float]"
+ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+Box: TypeAlias = tuple[float, float, float, float]
 Color: TypeAlias = Literal["rgb", "gray"]
 
 MAX_PIXELS = 1 << 26

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from .arguments import checked
 from .errors import ImageError
 from .image import UNREADABLE, ImageLike, checked_size, eight_bit, open_picture, reason
 
@@ -23,6 +24,7 @@ def segment_middles(frames: int, segments: int) -> list[int]:
     return [int(tick / 2 + tick * i) for i in range(segments)]
 
 
+@checked("video")
 def sample_frames(
     video: str | os.PathLike[str] | Sequence[ImageLike] | NDArray[np.uint8], count: int = 16
 ) -> list[ImageLike]:

@@ -267,7 +267,7 @@ def test_an_engine_that_fails_while_running_is_one_error(runtime: str) -> None:
 
 
 def test_arguments_of_a_wrong_type() -> None:
-    with pytest.raises(fer_edge.UsageError, match="path of its folder"):
+    with pytest.raises(fer_edge.UsageError, match="bundle must be a text or a path; got int"):
         fer_edge.load(123)  # type: ignore[arg-type]
     with pytest.raises(fer_edge.LabelError):
         fer_edge.load(labels="")
