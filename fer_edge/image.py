@@ -27,8 +27,15 @@ MAX_PIXELS = 1 << 26
 """Largest picture that is decoded: 67 million pixels (8192 x 8192), 200 MB as RGB. Ours, not Pillow's: checked before
 the memory is taken."""
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"))
-"""Endings of the files that are taken from a folder of faces."""
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+        *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".heic", ".heif", ".jxl"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"),
+    )
+)
+"""Endings (in small letters) of the files that are taken from a folder: the one table for faces, calibration, classes and
+frames. Pillow reads HEIC and JPEG XL only with a plug-in; without it such a file is an error and not left out in silence."""
 
 UNREADABLE = (
     OSError,
