@@ -14,12 +14,12 @@ import numpy as np
 from fer_edge import runtime as rt
 from fer_edge.bundle import Bundle, open_bundle
 from fer_edge.classifier import artefact_names, choose_artefact
+from fer_edge.engines import RUNTIMES, installed
 from fer_edge.errors import BundleError, FerEdgeError, UsageError
 
 from .environment import environment
 from .macs import count_macs
 from .measure import Job, Part, run_job
-from .peak import PROBED
 from .results import SCENARIOS, Configuration, Failure, Latency, Memory, Results, Row, Scenario, Start, latency
 from .traffic import Load, Traffic
 from .worker import isolated_peak, run_isolated
@@ -97,7 +97,7 @@ def peaks_of(wanted: Sequence[Configuration]) -> dict[Configuration, float | Non
     found: dict[Configuration, float | None] = {}
     for configuration in wanted:
         rates = []
-        for runtime in PROBED if configuration.runtime in PROBED else ():
+        for runtime in RUNTIMES if configuration.runtime in RUNTIMES else ():
             probe = replace(configuration, bundle="", runtime=runtime)
             if probe not in reached:
                 reached[probe] = isolated_peak(probe)
@@ -150,12 +150,12 @@ def configurations(bundle: Bundle, plan: Plan) -> list[Configuration]:
         pairs = [("null", "fp32")]
     else:
         for runtime in plan.runtimes:
-            if not rt.installed(runtime):
+            if not installed(runtime):
                 rt.load_runtime(runtime)  # says what is missing; what is there stays out of this process, and of its memory
         pairs = [
             (a.runtime, a.precision)
             for a in bundle.manifest.artefacts
-            if (a.runtime in plan.runtimes if plan.runtimes else rt.installed(a.runtime))
+            if (a.runtime in plan.runtimes if plan.runtimes else installed(a.runtime))
             and a.precision in (plan.precisions or rt.PRECISIONS)
         ]
     found = [

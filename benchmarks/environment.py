@@ -11,7 +11,6 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ import fer_edge
 from fer_edge import doctor
 from fer_edge import runtime as rt
 from fer_edge.container import container_limits, text_of
+from fer_edge.engines import ENGINES, RUNTIMES
+from fer_edge.errors import importable
+from fer_edge.extras import distributions_of
 
 from . import sensors
-from .memory import DISTRIBUTIONS
 
 ASK_JTOP = """\
 import json
@@ -168,20 +169,13 @@ def power_mode(root: Path = Path("/"), patience: float = 10.0) -> tuple[str | No
 def engines() -> dict[str, str]:
     """Distribution and version of every runtime that is installed, and of LoadGen; nothing is imported."""
     found = {}
-    for name, distributions in DISTRIBUTIONS.items():
-        versions = [f"{d} {version}" for d in distributions if (version := _version(d))]
-        if not versions and name in rt.RUNTIMES and rt.installed(name):
+    for name, imports in [*((name, ENGINES[name].imports) for name in RUNTIMES), ("loadgen", ("mlperf_loadgen",))]:
+        versions = [f"{d.name} {d.version}" for package in imports for d in distributions_of(package)]
+        if not versions and any(map(importable, imports)):
             versions = [f"{name} of unknown version"]
         if versions:
             found[name] = ", ".join(versions)
     return found
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution) or ""
-    except (metadata.PackageNotFoundError, KeyError):  # KeyError: a broken installation
-        return ""
 
 
 def _cpu(root: Path) -> tuple[str, tuple[str, ...]]:

@@ -6,22 +6,10 @@ import os
 import resource
 import sys
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
-DISTRIBUTIONS = {
-    "openvino": ("openvino",),
-    "litert": ("ai-edge-litert", "tflite-runtime"),
-    "onnxruntime": (
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "onnxruntime-openvino",
-        "onnxruntime-directml",
-        "onnxruntime-qnn",
-    ),
-    "loadgen": ("mlcommons-loadgen",),
-}
-"""Packages that an engine comes in; the first one installed counts."""
+from fer_edge.engines import engine_of
+from fer_edge.extras import distributions_of
 
 
 def memory_mb(status: Path = Path("/proc/self/status")) -> tuple[float, float]:
@@ -40,12 +28,10 @@ def memory_mb(status: Path = Path("/proc/self/status")) -> tuple[float, float]:
 
 def engine_files(runtime: str) -> tuple[Path, ...]:
     """Files of the engine's own package (not of the packages that it needs)."""
-    for name in DISTRIBUTIONS.get(runtime, ()):
-        try:
-            found = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue
-        return tuple(path for file in found.files or () if (path := Path(str(found.locate_file(file)))).is_file())
+    for name in engine_of(runtime).imports:
+        if found := distributions_of(name):
+            files = {Path(str(d.locate_file(file))) for d in found for file in d.files or ()}
+            return tuple(path for path in files if path.is_file())
     return ()
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from fer_edge import runtime as rt
+from fer_edge.engines import ENGINES, RUNTIMES
 from fer_edge.errors import EngineError, MissingExtraError
 
 from .results import Configuration
 
 PROBE = Path(__file__).parent / "probe"
-PROBED = {"openvino": (".xml", ".bin"), "litert": (".tflite",), "onnxruntime": (".onnx",)}
-"""Runtimes with a probe, and how its files end."""
 SIDE, CHANNELS, PRODUCTS = 32, 256, 8
 """Of ``converters/probe.py``."""
 MACS = SIDE * SIDE * (3 * CHANNELS + PRODUCTS * CHANNELS * CHANNELS)
@@ -23,12 +22,12 @@ SECONDS = 0.5
 
 
 def peak_gmacs_per_s(configuration: Configuration) -> float | None:
-    """10^9 multiply-accumulates a second, by the fastest tenth of half a second's runs. None for runtimes without a probe,
-    and where the engine refuses it."""
-    suffixes = PROBED.get(configuration.runtime)
-    if suffixes is None:
+    """10^9 multiply-accumulates a second, by the fastest tenth of half a second's runs. None for what is none of
+    our runtimes, and where the engine refuses it."""
+    if configuration.runtime not in RUNTIMES:
         return None
-    files = [PROBE / f"{configuration.runtime}-{configuration.precision}{suffix}" for suffix in suffixes]
+    name = f"{configuration.runtime}-{configuration.precision}"
+    files = [PROBE / f"{name}{suffix}" for suffix in ENGINES[configuration.runtime].suffixes]
     crop = np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 3), dtype=np.uint8)
     try:
         adapter = rt.load_runtime(configuration.runtime)

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from fer_edge.console import common, emit, need_extra, say
+from fer_edge.engines import RUNTIMES
 from fer_edge.errors import FerEdgeError, UsageError
 
 
@@ -74,7 +75,7 @@ def hushed() -> Iterator[int]:
 @click.option(
     "--prompts", help="P1, P2, P3, ensemble, or a TOML/JSON file. Default: P3; for a student, its own descriptions."
 )
-@click.option("--runtime", "runtimes", multiple=True, help="openvino, litert, onnxruntime; repeatable. Default: all three.")
+@click.option("--runtime", "runtimes", multiple=True, help=f"{', '.join(RUNTIMES)}; repeatable. Default: all of these.")
 @click.option(
     "--precision",
     "precisions",
@@ -151,7 +152,7 @@ def convert(
     )
     with hushed() as real_stderr, open(os.dup(real_stderr), "w", encoding="utf-8") as screen:
         from .compile_labels import left_out
-        from .convert import RUNTIMES, Plan
+        from .convert import Plan
         from .convert import convert as run
         from .progress import steps
         from .pruning import Pruning

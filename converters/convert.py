@@ -28,6 +28,7 @@ from fer_edge.bundle import (
     write_manifest,
 )
 from fer_edge.doctor import cpu, saturates
+from fer_edge.engines import RUNTIMES
 from fer_edge.errors import ConversionError, FerEdgeError, UsageError
 from fer_edge.golden import BARS, Parity, compare, measure
 from fer_edge.manifest import Artefact, GoldenRef, Manifest
@@ -39,7 +40,6 @@ from .reference import Reference, open_reference, reference_features
 from .sources import Encoder
 from .text import source_name
 
-RUNTIMES = ("openvino", "litert", "onnxruntime")
 GOLDEN_CROPS = 32
 DEFAULT_CALIBRATION = 64
 COMPARED = 64

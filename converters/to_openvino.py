@@ -7,18 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import nncf
 import numpy as np
+import openvino as ov
 import torch
+from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 from numpy.typing import NDArray
 
-from fer_edge.runtime import silence_openvino_telemetry
-
-silence_openvino_telemetry()
-import nncf  # noqa: E402
-import openvino as ov  # noqa: E402
-from nncf.quantization.range_estimator import RangeEstimatorParametersSet  # noqa: E402
-
-from .graph import EdgeGraph  # noqa: E402
+from .graph import EdgeGraph
 
 
 def export(

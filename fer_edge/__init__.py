@@ -8,6 +8,7 @@ print(clf.predict("face.jpg").label)
 from pathlib import Path
 
 from .classifier import Classifier, Prediction, load
+from .engines import silence
 from .errors import (
     BundleError,
     ConversionError,
@@ -24,6 +25,8 @@ from .video import sample_frames
 # In a wheel the rooms lie inside this folder, in a checkout beside it: a checkout uses its own, whatever is installed.
 if (_root := Path(__file__).resolve().parent.parent).joinpath("runtimes", "run_null.py").is_file():
     __path__.append(str(_root))
+
+silence()
 
 __version__ = "0.1.0"
 

@@ -16,6 +16,7 @@ from PIL import Image
 from . import runtime as rt
 from .arguments import checked
 from .bundle import Bundle, artefact_files, checked_path, golden_set, label_set, open_bundle
+from .engines import RUNTIMES, installed, preferred_order
 from .errors import BundleError, EngineError, FerEdgeError, ImageError, MissingExtraError, UsageError
 from .image import Box, ImageLike, to_input
 from .labels import LabelSet
@@ -177,13 +178,13 @@ def choose_artefact(bundle: Bundle, runtime: str | None, precision: str | None) 
     table = {(a.runtime, a.precision): a for a in bundle.manifest.artefacts}
     if runtime is not None:
         rt.load_runtime(runtime)
-    candidates = [runtime] if runtime is not None else [name for name in rt.preferred_order() if rt.installed(name)]
+    candidates = [runtime] if runtime is not None else [name for name in preferred_order() if installed(name)]
     for name in candidates:
         for p in [precision] if precision else rt.PRECISIONS:
             if (name, p) in table:
                 return name, table[(name, p)]  # type: ignore[index]
     if runtime is None and not candidates:
-        raise MissingExtraError("an inference engine (openvino, litert or onnxruntime)", rt.preferred_order()[0])
+        raise MissingExtraError(f"an inference engine ({', '.join(RUNTIMES)})", preferred_order()[0])
     wanted = f"{precision} artefact" if precision else "artefact"
     engines = runtime or f"the engines installed here ({', '.join(candidates)})"
     raise BundleError(f"{bundle.folder} has no {wanted} for {engines}; it has {artefact_names(bundle)}")

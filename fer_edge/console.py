@@ -14,6 +14,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 
 import click
 
+from .engines import RUNTIMES
 from .errors import FerEdgeError, MissingExtraError, importable
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -92,7 +93,7 @@ def engine_options(command: F, runtime: str = "the first one installed", precisi
     """--runtime, --device, --precision, --threads and --execution-precision. ``runtime`` and ``precision``: what the
     command takes when none is named."""
     options = (
-        click.option("--runtime", help=f"openvino, litert or onnxruntime. Default: {runtime}."),
+        click.option("--runtime", help=f"{', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}. Default: {runtime}."),
         click.option(
             "--device", help="Where to run, by the engine's own name; 'fer-edge doctor' lists them. Default: its CPU."
         ),

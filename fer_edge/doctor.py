@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import runtime as rt
+from .engines import RUNTIMES
 from .errors import FerEdgeError, MissingExtraError, importable
 
 _X86 = {
@@ -66,7 +67,7 @@ def diagnose(version: str) -> Diagnosis:
     model, features = cpu()
     usable = rt.usable_processors()
     missing = {e: f"pip install 'fer-edge[{e}]'" for e, names in _EXTRA_PACKAGES.items() if not all(map(importable, names))}
-    engines = tuple(_engine(name) for name in rt.RUNTIMES if name != "null")
+    engines = tuple(_engine(name) for name in RUNTIMES)
     system = f"{platform.system()} {platform.machine()}"
     return Diagnosis(
         version,

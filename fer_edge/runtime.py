@@ -1,14 +1,10 @@
-"""Runtimes by name. An adapter is a module with the functions of :class:`Runtime`; it is imported when it is used.
-
-A new runtime is one file in ``runtimes/``, one line in RUNTIMES and one extra. Other packages offer theirs under the
-entry-point group ``fer_edge.runtimes`` (name = module)."""
+"""What an adapter of an engine offers: it is a module with the functions of :class:`Runtime`, imported when it is used.
+``engines.py`` has the table of them."""
 
 from __future__ import annotations
 
 import math
 import os
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,17 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .container import container_limits
-from .errors import EngineError, MissingExtraError, importable
-
-RUNTIMES = {
-    "openvino": "fer_edge.runtimes.run_openvino",
-    "litert": "fer_edge.runtimes.run_litert",
-    "onnxruntime": "fer_edge.runtimes.run_onnxruntime",
-    "null": "fer_edge.runtimes.run_null",
-}
-ORDER_X86 = ("openvino", "onnxruntime", "litert")
-ORDER_ARM = ("litert", "onnxruntime", "openvino")
-"""Which installed runtime is taken when none is named. OpenVINO on ARM runs int8 as fp16, so it comes last there."""
+from .engines import engine_of
+from .errors import EngineError, MissingExtraError
 
 PRECISIONS = ("int8", "fp16", "fp32")
 """Which precision is taken when none is named: the first that the bundle has for the runtime."""
@@ -77,64 +64,18 @@ class Runtime(Protocol):
         """Open an artefact. Raises EngineError when the engine refuses the file, the device or the precision."""
 
 
-PACKAGES = {
-    "openvino": ("openvino",),
-    "litert": ("ai_edge_litert", "tflite_runtime"),
-    "onnxruntime": ("onnxruntime",),
-    "null": (),
-}
-"""Import names of each engine, any one of which is enough."""
-
-
-def installed(name: str) -> bool:
-    """Whether a runtime's engine is there, found without importing it; of a third party's runtime, whether it is offered."""
-    if name not in PACKAGES:
-        return name in _offered()
-    packages = PACKAGES[name]
-    return not packages or any(map(importable, packages))
-
-
-def _offered() -> dict[str, str]:
-    """Third parties' runtimes and their modules."""
-    from importlib import metadata  # a tenth of a device's start-up, and only third parties' runtimes need it
-
-    return {point.name: point.value for point in metadata.entry_points(group="fer_edge.runtimes")}
-
-
-def preferred_order() -> tuple[str, ...]:
-    """The runtimes in the order in which one is chosen on this machine."""
-    return ORDER_ARM if platform.machine().lower() in ("aarch64", "arm64", "armv7l", "armv8l") else ORDER_X86
-
-
 def load_runtime(name: str) -> Runtime:
     """The adapter of a runtime.
 
     Raises EngineError for a name that nobody offers, MissingExtraError when its engine is not installed.
     """
-    module = RUNTIMES.get(name)
-    if module is None:
-        offered = _offered()
-        if name not in offered:
-            raise EngineError(f"no runtime {name!r}; there are {', '.join([*RUNTIMES, *sorted(offered)])}")
-        module = offered[name]
-    if not installed(name):
-        raise MissingExtraError(f"the engine of the runtime {name!r}", name)
+    engine = engine_of(name)
+    if not engine.installed:
+        raise MissingExtraError(f"the engine of the runtime {name!r}", engine.extra)
     try:
-        return cast(Runtime, import_module(module))
+        return cast(Runtime, import_module(engine.adapter))
     except Exception as error:  # a sick library, or a driver behind it, raises what it likes
         raise EngineError(f"the runtime {name!r} is installed but does not import: {one_line(error)}") from error
-
-
-def silence_openvino_telemetry() -> None:
-    """Call before importing openvino or nncf: selects the stubs of their telemetry modules, so that neither calls out.
-
-    Where an application imported openvino before us, its real telemetry is there already: then its messages are dropped.
-    """
-    loaded = sys.modules.get("openvino_telemetry")
-    for name in ("start_session", "end_session", "send_event", "send_error", "send_stack_trace"):
-        if loaded is not None and hasattr(loaded.Telemetry, name):
-            setattr(loaded.Telemetry, name, lambda *_, **__: None)
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 def run(session: Session, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from . import runtime as rt
 from .bundle import Bundle, Golden, all_files, checked_path, golden_set, label_set
 from .classifier import artefact_names, open_session
+from .engines import ENGINES, installed
 from .errors import BundleError, EngineError, MissingExtraError
 from .golden import BARS, Parity, measure
 from .labels import LabelSet
@@ -109,7 +110,7 @@ def _row(
     execution_precision: str | None,
 ) -> Row:
     runtime, precision = artefact.runtime, artefact.precision
-    if runtime not in rt.RUNTIMES and not rt.installed(runtime):
+    if runtime not in ENGINES and not installed(runtime):
         return Row(runtime, precision, "no engine", f"nothing that is installed here offers the runtime {runtime!r}")
     try:
         session = open_session(bundle, runtime, artefact, device, threads, execution_precision)

@@ -21,6 +21,7 @@ from fer_edge.benchmarks.macs import count_macs
 from fer_edge.benchmarks.timing import interleaved, medians
 from fer_edge.bundle import Bundle, artefact_files, golden_set, open_bundle
 from fer_edge.console import emit, say
+from fer_edge.engines import RUNTIMES
 
 from .random_clip import SHAPES, write_clip
 
@@ -34,7 +35,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "merge 8": ("--merge-tokens", "8"),
     "input 160, merge 2": ("--input-size", "160", "--merge-tokens", "2"),
 }
-RUNTIMES = ("openvino", "litert", "onnxruntime")
 PAUSE = 0.02
 """Seconds before each call: engines' threads spin for a while after their work."""
 

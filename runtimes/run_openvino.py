@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 from numpy.typing import NDArray
 
 from fer_edge.errors import EngineError
-from fer_edge.runtime import Options, one_line, silence_openvino_telemetry
-
-silence_openvino_telemetry()
-import openvino as ov  # noqa: E402
+from fer_edge.runtime import Options, one_line
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}

@@ -40,8 +40,8 @@ from fer_edge.benchmarks.traffic import Load
 from fer_edge.benchmarks.worker import Served, run_isolated
 from fer_edge.bundle import open_bundle, write_manifest
 from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.engines import RUNTIMES
 
-RUNTIMES = ("openvino", "litert", "onnxruntime")
 CONTRACT = {"runtime", "precision", "device", "threads", "scenario", "latency_ms", "throughput_per_s", "load_ms", "first_ms"}
 CONTRACT |= {"peak_rss_mb", "stages_ms", "parity", "samples"}
 

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import click
 import pytest
+from absence import without
 
 import fer_edge
-from fer_edge import runtime as rt
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.cli import cli, main
+from fer_edge.engines import RUNTIMES, installed
 
 SCRIPT = Path(sys.executable).with_name("fer-edge")
 BOX = "168,56,112,112"
-ENGINES = tuple(name for name in rt.RUNTIMES if name != "null" and rt.installed(name))
+ENGINES = tuple(filter(installed, RUNTIMES))
 FILES = tuple(sorted(p.relative_to(DEFAULT_BUNDLE).as_posix() for p in DEFAULT_BUNDLE.rglob("*") if p.is_file()))
 PREDICTION_KEYS = ["image", "label", "scores", "runtime", "device", "precision"]
 
@@ -265,7 +266,7 @@ BAD_PREDICTIONS = [
     (["--margin", "-1"], ["--margin"]),
     (["--threads", "0"], ["--threads"]),
     (["--labels", "nope"], ["'nope'", "ferplus8", "rafdb7"]),
-    (["--runtime", "nope"], ["'nope'", *rt.RUNTIMES]),
+    (["--runtime", "nope"], ["'nope'", *RUNTIMES]),
     (["--precision", "fp64"], ["--precision", "int8"]),
     (["--precision", "fp32"], ["no fp32 artefact", "int8"]),
     (["--execution-precision", "fp12"], ["fp12"]),
@@ -412,7 +413,7 @@ def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
     }  # fmt: skip
     assert found["fer_edge"] == fer_edge.__version__
     assert 1 <= found["usable_cores"] <= found["cores"]
-    assert [e["runtime"] for e in found["engines"]] == [name for name in rt.RUNTIMES if name != "null"]
+    assert [e["runtime"] for e in found["engines"]] == list(RUNTIMES)
     for engine in found["engines"]:
         assert set(engine) == {"runtime", "ready", "engine", "devices", "cure"}
         if engine["runtime"] in ENGINES:
@@ -534,8 +535,8 @@ def test_verify_on_a_device_that_is_not_there_fails(capsys: pytest.CaptureFixtur
 
 
 def test_verify_without_an_engine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    first, *others = (name for name in rt.RUNTIMES if name != "null")
-    monkeypatch.setitem(rt.PACKAGES, first, ("no_such_engine",))
+    first, *others = RUNTIMES
+    without(monkeypatch, first)
     if set(others) & set(ENGINES):
         done = here(capsys, "verify", "--json")
         assert done.code == 0
@@ -544,7 +545,7 @@ def test_verify_without_an_engine(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert f"pip install 'fer-edge[{first}]'" in row["problem"]
         assert "for want of an engine" in here(capsys, "verify").out
     for name in others:
-        monkeypatch.setitem(rt.PACKAGES, name, ("no_such_engine",))
+        without(monkeypatch, name)
     done = here(capsys, "verify")
     assert done.code == 1
     assert "nothing could be checked" in done.out.splitlines()[-1]

@@ -12,7 +12,8 @@ import fer_edge
 from fer_edge.benchmarks.evaluate import evaluate
 from fer_edge.bundle import golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
-from fer_edge.converters.convert import RUNTIMES, Plan, convert
+from fer_edge.converters.convert import Plan, convert
+from fer_edge.engines import RUNTIMES
 from fer_edge.labelled import read_faces
 
 CHECKPOINT = "converters/student/student48.safetensors"

@@ -6,10 +6,11 @@ import platform
 from pathlib import Path
 
 import pytest
+from absence import replaced, without
 
 from fer_edge import doctor
-from fer_edge import runtime as rt
 from fer_edge.cli import main
+from fer_edge.engines import RUNTIMES
 from fer_edge.report import diagnosis_text
 
 VNNI = """\
@@ -115,8 +116,8 @@ def test_cpu_where_there_is_no_cpuinfo(tmp_path: Path) -> None:
 def test_a_missing_engine_comes_with_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engines = [name for name in rt.RUNTIMES if name != "null"]
-    monkeypatch.setitem(rt.PACKAGES, engines[0], ("no_such_engine",))
+    engines = list(RUNTIMES)
+    without(monkeypatch, engines[0])
     found = doctor.diagnose("0")
     engine = next(e for e in found.engines if e.runtime == engines[0])
     assert (engine.ready, engine.engine, engine.devices) == (False, "", ())
@@ -125,7 +126,7 @@ def test_a_missing_engine_comes_with_the_command(
     assert engine.cure in diagnosis_text(found)
 
     for name in engines:
-        monkeypatch.setitem(rt.PACKAGES, name, ("no_such_engine",))
+        without(monkeypatch, name)
     with pytest.raises(SystemExit) as stop:
         main(["doctor"])
     assert stop.value.code == 1, "a box without any engine is not well"
@@ -146,8 +147,7 @@ def test_a_sick_engine_does_not_kill_the_doctor(source: str, tmp_path: Path, mon
     name = f"sick_adapter_{abs(hash(source))}"
     (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(rt.RUNTIMES, "litert", name)
-    monkeypatch.setitem(rt.PACKAGES, "litert", (name,))
+    replaced(monkeypatch, "litert", adapter=name, imports=(name,))
     engine = next(e for e in doctor.diagnose("0").engines if e.runtime == "litert")
     assert not engine.ready
     assert "litert" in engine.cure

@@ -15,7 +15,8 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 import fer_edge
-from fer_edge.converters.convert import RUNTIMES, Plan, convert
+from fer_edge.converters.convert import Plan, convert
+from fer_edge.engines import RUNTIMES
 from lab.random_clip import write_clip, write_head
 
 CASES = {

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 import fer_edge
 from fer_edge.bundle import MIN_CROPS, Golden, golden_set, label_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE, choose_artefact, open_session
-from fer_edge.converters.convert import RUNTIMES, Plan, convert
+from fer_edge.converters.convert import Plan, convert
+from fer_edge.engines import RUNTIMES
 from fer_edge.golden import BARS, compare, measure
 from fer_edge.labels import LabelSet
 from lab.random_clip import write_clip

@@ -75,16 +75,15 @@ def test_the_star_rule_can_fail(root: Path, line: str) -> None:
 def test_ground_reaches_rooms_only_by_name(root: Path) -> None:
     """The name tables of the ground point at files that exist."""
     from fer_edge.cli import LABEL_COMMANDS, ROOM_COMMANDS
-    from fer_edge.runtime import PACKAGES, RUNTIMES
+    from fer_edge.engines import ENGINES
 
     targets = [
-        *RUNTIMES.values(),
+        *(engine.adapter for engine in ENGINES.values()),
         *(where.partition(":")[0] for where, _ in [*ROOM_COMMANDS.values(), *LABEL_COMMANDS.values()]),
     ]
     for target in targets:
         assert (root / target.removeprefix("fer_edge.").replace(".", "/")).with_suffix(".py").is_file(), target
-    assert RUNTIMES.keys() == PACKAGES.keys()
-    assert {f"run_{name}.py" for name in RUNTIMES} == {p.name for p in (root / "runtimes").glob("run_*.py")}
+    assert {f"run_{name}.py" for name in ENGINES} == {p.name for p in (root / "runtimes").glob("run_*.py")}
 
 
 def test_the_wheel_holds_the_folders(root: Path, tmp_path: Path) -> None:
@@ -226,8 +225,7 @@ def test_telemetry_is_off_even_after_an_application_imported_openvino() -> None:
     code = """
 import openvino, sys
 loaded = sys.modules.get("openvino_telemetry")
-from fer_edge.runtime import silence_openvino_telemetry
-silence_openvino_telemetry()
+import fer_edge
 sent = []
 if loaded is not None:
     loaded.Telemetry.send_event(sent)

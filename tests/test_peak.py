@@ -15,9 +15,8 @@ from fer_edge.benchmarks.results import Configuration
 from fer_edge.bundle import Bundle, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.converters.convert import Plan, convert
+from fer_edge.engines import RUNTIMES
 from lab.random_clip import write_clip
-
-RUNTIMES = ("openvino", "litert", "onnxruntime")
 
 
 def test_macs_are_those_that_torch_counts(tmp_path: Path) -> None:

@@ -26,12 +26,11 @@ from fer_edge.converters.student.recipe import TrainingData, TrainingPlan
 from fer_edge.converters.student.run import Run
 from fer_edge.converters.student.sentences import descriptions, stored_sentences
 from fer_edge.converters.student.train import run_epochs
+from fer_edge.engines import RUNTIMES
 from fer_edge.labels import LABEL_SETS
 from lab.pruning_figures import RECIPE, compared
 from lab.random_clip import write_clip
 from lab.vit import VitConfig
-
-RUNTIMES = ("openvino", "litert", "onnxruntime")
 
 
 @pytest.fixture(scope="module")

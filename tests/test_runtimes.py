@@ -11,21 +11,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absence import replaced, without
 from PIL import Image
 
 import fer_edge
 from fer_edge import runtime as rt
 from fer_edge.bundle import golden_set, label_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE, choose_artefact, open_session
+from fer_edge.engines import RUNTIMES, installed, preferred_order
 from fer_edge.verify import verify
 
-ENGINES = [name for name in rt.RUNTIMES if name != "null"]
+ENGINES = list(RUNTIMES)
 BOX = (168, 56, 112, 112)
 
 
 def need(runtime: str) -> None:
     """Skip where an engine is not installed: a bare device runs what it has."""
-    if not rt.installed(runtime):
+    if not installed(runtime):
         pytest.skip(f"the engine of {runtime} is not installed")
 
 
@@ -77,28 +79,31 @@ def test_label_sets_switch_at_load_time(portrait: Path) -> None:
 
 def test_the_order_of_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """x86 and ARM prefer differently; an engine that is not there is passed over; null is never chosen."""
-    for machine, order in (("x86_64", rt.ORDER_X86), ("aarch64", rt.ORDER_ARM)):
+    for machine, order in (
+        ("x86_64", ("openvino", "onnxruntime", "litert")),
+        ("aarch64", ("litert", "onnxruntime", "openvino")),
+    ):
         monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
-        assert rt.preferred_order() == order
+        assert preferred_order() == order
     monkeypatch.undo()
-    present = [name for name in rt.preferred_order() if rt.installed(name)]
+    present = [name for name in preferred_order() if installed(name)]
     if len(present) < 2:
         pytest.skip("needs two engines")
-    monkeypatch.setitem(rt.PACKAGES, present[0], ("no_such_package",))
+    without(monkeypatch, present[0])
     with fer_edge.load() as clf:
         assert clf.runtime == present[1]
 
 
 @pytest.mark.parametrize("runtime", ENGINES)
 def test_a_missing_engine_names_its_extra(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rt.PACKAGES, runtime, ("no_such_package",))
+    without(monkeypatch, runtime)
     with pytest.raises(fer_edge.MissingExtraError, match=rf"pip install 'fer-edge\[{runtime}\]'"):
         fer_edge.load(runtime=runtime)
 
 
 def test_without_any_engine_the_error_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ENGINES:
-        monkeypatch.setitem(rt.PACKAGES, name, ("no_such_package",))
+        without(monkeypatch, name)
     with pytest.raises(fer_edge.MissingExtraError, match=r"pip install 'fer-edge\["):
         fer_edge.load()
 
@@ -164,21 +169,20 @@ def test_an_engine_that_does_not_import_stops_no_other(
     """A driver's library is missing: one error of our tree, and verify goes on with the other engines."""
     (tmp_path / "sick_engine.py").write_text(f"raise {trouble}")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(rt.RUNTIMES, "onnxruntime", "sick_engine")
-    monkeypatch.setitem(rt.PACKAGES, "onnxruntime", ("sick_engine",))
+    replaced(monkeypatch, "onnxruntime", adapter="sick_engine", imports=("sick_engine",))
     with pytest.raises(fer_edge.EngineError, match="installed but does not import"):
         fer_edge.load(runtime="onnxruntime")
     rows = {row.runtime: row.status for row in verify(open_bundle(DEFAULT_BUNDLE)).rows}
     assert rows["onnxruntime"] == "refused"
-    assert all(rows[name] == "ok" for name in ENGINES if name != "onnxruntime" and rt.installed(name))
+    assert all(rows[name] == "ok" for name in ENGINES if name != "onnxruntime" and installed(name))
 
 
 def test_a_folder_of_an_engines_name_is_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of models, say, beside the application: Python finds it as a namespace package."""
     (tmp_path / "my_models").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(rt.PACKAGES, "litert", ("my_models",))
-    assert not rt.installed("litert")
+    replaced(monkeypatch, "litert", imports=("my_models",))
+    assert not installed("litert")
 
 
 @pytest.mark.parametrize("runtime", ENGINES)
@@ -297,5 +301,5 @@ def test_a_device_needs_no_other_package(runtime: str, portrait: Path) -> None:
 
 def test_a_runtime_that_nobody_offers_is_not_installed() -> None:
     """A bundle may have an artefact for another package's runtime, which this box lacks."""
-    assert rt.installed("null")
-    assert not rt.installed("no-such-runtime")
+    assert installed("null")
+    assert not installed("no-such-runtime")

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from absence import replaced, without
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -38,6 +39,7 @@ from fer_edge.benchmarks.sensors import (
     unreadable,
 )
 from fer_edge.container import container_limits
+from fer_edge.engines import RUNTIMES, installed
 from fer_edge.errors import UsageError
 
 UNREADABLE = None
@@ -687,18 +689,19 @@ def test_this_box() -> None:
 def test_engines_are_named_as_their_adapters_name_them() -> None:
     """And found without importing them, so the adapters are asked afterwards."""
     found = engines()
-    assert found.keys() - {"loadgen"} == {name for name in rt.RUNTIMES if name != "null" and rt.installed(name)}
+    assert found.keys() - {"loadgen"} == set(filter(installed, RUNTIMES))
     for name in found.keys() - {"loadgen"}:
         engine = rt.load_runtime(name).engine().replace("_", "-")
         assert engine == found[name]
 
 
-def test_an_engine_without_a_distribution_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surroundings, "DISTRIBUTIONS", {"openvino": ("no-such-thing",), "loadgen": ("no-such-thing",)})
-    monkeypatch.setattr(rt, "installed", lambda name: True)
-    assert engines() == {"openvino": "openvino of unknown version"}
-    monkeypatch.setattr(rt, "installed", lambda name: False)
-    assert engines() == {}
+def test_an_engine_without_a_distribution_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bare_engine.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    replaced(monkeypatch, "openvino", imports=("bare_engine",))
+    assert engines()["openvino"] == "openvino of unknown version"
+    without(monkeypatch, "openvino")
+    assert "openvino" not in engines()
 
 
 # jetson-stats, played by a module of the same interface.

@@ -18,11 +18,11 @@ from PIL import Image
 
 import fer_edge
 from fer_edge import Classifier, ImageError, UsageError
-from fer_edge import runtime as rt
 from fer_edge.bundle import golden_set, label_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.engines import RUNTIMES, installed
 
-ENGINES = tuple(name for name in rt.RUNTIMES if name != "null" and rt.installed(name))
+ENGINES = tuple(filter(installed, RUNTIMES))
 
 METHODS: dict[str, Callable[[Classifier, Any], object]] = {
     "predict": lambda clf, crop: clf.predict(crop),
@@ -124,6 +124,7 @@ import numpy as np
 import fer_edge
 from fer_edge.bundle import golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.engines import RUNTIMES, installed
 
 crop = golden_set(open_bundle(DEFAULT_BUNDLE)).crops[0]
 clf = fer_edge.load(runtime=sys.argv[1], threads=1)

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from fer_edge.engines import ENGINES
+
 from ..results import Results, Row, several_bundles
 from .tables import accuracy_of, several_devices, without_threads
 
@@ -67,7 +69,7 @@ def color(row: Row) -> str:
     """One colour per runtime; a wrong answer is red."""
     if row.parity.get("status") == "miss":
         return WRONG
-    names = ("openvino", "litert", "onnxruntime", "null")
+    names = tuple(ENGINES)
     name = row.configuration.runtime
     return COLORS[names.index(name) if name in names else 4 + sum(map(ord, name)) % 4]
 
