@@ -36,7 +36,7 @@ def evaluate(
     DATA: a folder with a folder of images per class, or an npz with a member 'images' (uint8) and --truth and --classes.
     An image that cannot be read is named and counts nowhere, and the exit status is 2.
     """
-    need_extra("sklearn", "rich", extra="bench")
+    need_extra("rich", extra="bench")
     from fer_edge.classifier import load
     from fer_edge.labelled import read_faces
 

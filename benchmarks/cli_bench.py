@@ -110,7 +110,7 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     Each configuration runs in fresh processes of its own. Exit status 1 when a configuration failed, stopped
     early or gives wrong answers. Ctrl-C or SIGTERM ends the run and keeps what was measured (exit status 130).
     """
-    need_extra("sklearn", "rich", "matplotlib", extra="bench")
+    need_extra("rich", "matplotlib", extra="bench")
     from .report.files import write_all
     from .report.screen import bench_text
     from .runs import accuracy, check_faces, in_turns, ordinary, sustained, wrong
@@ -239,7 +239,7 @@ def compare(a: Path, b: Path, tolerance: float, again: Path | None, partial: boo
     Exit status 1 when a configuration of B is slower beyond noise and --tolerance, gives wrong answers or was not
     checked for them, or fails or is missing where A was measured.
     """
-    need_extra("sklearn", "rich", "matplotlib", extra="bench")
+    need_extra("rich", "matplotlib", extra="bench")
     from .compare import compare as pair
     from .compare import differences, lost, unchecked
     from .report.screen import comparison_text

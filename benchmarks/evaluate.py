@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 
+from fer_edge.accuracy import Intervals, confusion_matrix, intervals, recall_by_label, uar, war
 from fer_edge.classifier import Classifier
 from fer_edge.errors import ImageError, LabelError, UsageError
 from fer_edge.image import ImageLike
-from fer_edge.labelled import Intervals, LabelledFaces, intervals, label_of
+from fer_edge.labelled import LabelledFaces, label_of
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,15 @@ def _counted(
     skipped: dict[str, int],
     unreadable: list[dict[str, str]],
 ) -> Evaluation:
-    order = list(range(len(clf.labels)))
-    present = sorted(set(truth.tolist()))
-    recalls = recall_score(truth, predicted, labels=present, average=None, zero_division=0.0)
-    by_class = dict(zip(present, recalls.tolist(), strict=True))
-    table = confusion_matrix(truth, predicted, labels=order)
+    table = confusion_matrix(truth, predicted, len(clf.labels))
     return Evaluation(
         n=len(truth),
-        war=float(accuracy_score(truth, predicted)),
-        uar=float(np.mean(recalls)),
+        war=war(table),
+        uar=uar(table),
         intervals=intervals(table, clf.labels),
         labels=clf.labels,
         confusion=table.tolist(),
-        per_class_recall={label: by_class.get(i) for i, label in enumerate(clf.labels)},
+        per_class_recall=recall_by_label(table, clf.labels),
         per_class_count={label: int((truth == i).sum()) for i, label in enumerate(clf.labels)},
         left_out=left_out,
         skipped_classes=skipped,

@@ -26,7 +26,7 @@ Documentation/arch/arm64/elf_hwcaps.rst; 32-bit ARM calls asimd neon)."""
 
 _EXTRA_PACKAGES = {
     "convert": ("torch", "transformers", "nncf", "litert_torch", "onnxscript"),
-    "bench": ("sklearn", "rich"),
+    "bench": ("rich", "matplotlib"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Labelled faces, and how far a figure from them can be trusted: for ``evaluate`` and for the reports of a training."""
+"""Labelled faces: a folder per class, or an npz."""
 
 from __future__ import annotations
 
@@ -23,15 +23,6 @@ class LabelledFaces:
     images: Sequence[ImageLike]
     classes: Sequence[str]
     left_out: int = 0
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """95% intervals (low, high) in fractions of 1; a class without a face has None."""
-
-    war: tuple[float, float]
-    uar: tuple[float, float]
-    per_class_recall: dict[str, tuple[float, float] | None]
 
 
 def read_faces(data: Path, truth: str | None = None, classes: str | None = None) -> LabelledFaces:
@@ -102,23 +93,3 @@ def label_of(name: str, labels: Sequence[str]) -> str | None:
     has none."""
     plain = name.strip().lower()
     return next((label for label in (name, plain, SYNONYMS.get(plain)) if label in labels), None)
-
-
-def intervals(confusion: NDArray[np.int64], labels: Sequence[str], draws: int = 4000) -> Intervals:
-    """95% percentile bootstrap intervals. ``confusion`` (K, K) has the truth in rows.
-
-    Drawing n faces with replacement is drawing its cells from the multinomial distribution of their shares (Efron and
-    Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). A class that a draw misses is left out of that
-    draw's UAR. The draws have a fixed seed."""
-    n, k = int(confusion.sum()), len(labels)
-    drawn = np.random.default_rng(0).multinomial(n, confusion.ravel() / n, draws).reshape(draws, k, k)
-    right, faces = drawn.diagonal(axis1=1, axis2=2).astype(np.float64), drawn.sum(2)
-    recalls = np.divide(right, faces, out=np.full((draws, k), np.nan), where=faces > 0)
-    there = confusion.sum(1) > 0
-
-    def middle(values: NDArray[np.float64]) -> tuple[float, float]:
-        low, high = np.nanpercentile(values, (2.5, 97.5))
-        return float(low), float(high)
-
-    by_class = {label: middle(recalls[:, i]) if there[i] else None for i, label in enumerate(labels)}
-    return Intervals(middle(right.sum(1) / n), middle(np.nanmean(recalls[:, there], axis=1)), by_class)

@@ -9,6 +9,7 @@ import click
 import numpy as np
 
 import fer_edge
+from fer_edge.accuracy import confusion_matrix, intervals, uar, war
 from fer_edge.benchmarks.evaluate import evaluate
 from fer_edge.benchmarks.report.card import figures_section
 from fer_edge.benchmarks.timing import interleaved, medians
@@ -16,7 +17,7 @@ from fer_edge.bundle import artefact_files, golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.console import emit
 from fer_edge.errors import UsageError
-from fer_edge.labelled import intervals, label_of, read_faces
+from fer_edge.labelled import label_of, read_faces
 from fer_edge.runtime import Options, load_runtime, run
 
 
@@ -77,12 +78,9 @@ def agreement(bundle: Path, data: Path, truth: str | None, classes: str | None) 
         right = np.array([labels.index(str(label)) for label in meant])
         row: dict[str, object] = {"agreement": round(float((answers["int8"] == answers["fp32"]).mean()), 4)}
         for precision, said in answers.items():
-            table = np.zeros((len(labels), len(labels)), np.int64)
-            np.add.at(table, (right, said), 1)
-            there = table.sum(1) > 0
-            uar = float((table.diagonal()[there] / table.sum(1)[there]).mean())
+            table = confusion_matrix(right, said, len(labels))
             span = [round(v, 4) for v in intervals(table, labels).uar]
-            row[precision] = {"war": round(float((right == said).mean()), 4), "uar": round(uar, 4), "uar_interval": span}
+            row[precision] = {"war": round(war(table), 4), "uar": round(uar(table), 4), "uar_interval": span}
         found[runtime] = row
     emit({"figure": "agreement", "faces": len(faces.images), "runtimes": found})
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fer_edge.accuracy import war_uar
 from fer_edge.console import emit, say
 from fer_edge.converters.pruning import MergingTower, Pruning, resize_positions
 from fer_edge.converters.student.faces import Faces, crops, load_faces
 from fer_edge.converters.student.network import InTraining
 from fer_edge.converters.student.plan import plan_training
-from fer_edge.converters.student.recipe import EpochReport, Recipe, TrainingPlan, war_uar
+from fer_edge.converters.student.recipe import EpochReport, Recipe, TrainingPlan
 from fer_edge.converters.student.run import Run
 from fer_edge.converters.student.train import run_epochs
 from fer_edge.golden import compare

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 import fer_edge
+from fer_edge.accuracy import war_uar
 from fer_edge.bundle import label_set, open_bundle
 from fer_edge.console import Figures, emit, say
 from fer_edge.converters.compile_labels import add_labels
@@ -25,7 +26,7 @@ from fer_edge.converters.student.faces import Faces, load_faces, load_pictures
 from fer_edge.converters.student.language import default_constants, sentence_groups
 from fer_edge.converters.student.network import StudentCheckpoint, save_student
 from fer_edge.converters.student.plan import plan_training
-from fer_edge.converters.student.recipe import EpochReport, TrainingPlan, war_uar
+from fer_edge.converters.student.recipe import EpochReport, TrainingPlan
 from fer_edge.converters.student.run import unit_features
 from fer_edge.converters.student.sentences import descriptions, stored_sentences
 from fer_edge.converters.student.teachers import Teacher, open_teacher

@@ -13,6 +13,7 @@ import torch
 from learning import FP32_OPENVINO, LABELS, QUICK, SHAPE, SMALL, STUDENT, TINY, softmax, unit
 
 import fer_edge
+from fer_edge.accuracy import war_uar
 from fer_edge.bundle import label_set, open_bundle, text_projection
 from fer_edge.cli import main
 from fer_edge.converters.convert import Plan, convert
@@ -23,7 +24,7 @@ from fer_edge.converters.student.device import native_bf16
 from fer_edge.converters.student.faces import load_pictures
 from fer_edge.converters.student.network import StudentInTraining, load_student, save_student
 from fer_edge.converters.student.plan import plan_training
-from fer_edge.converters.student.recipe import EpochReport, TrainingData, TrainingPlan, war_uar
+from fer_edge.converters.student.recipe import EpochReport, TrainingData, TrainingPlan
 from fer_edge.converters.student.run import unit_features
 from fer_edge.converters.student.sentences import descriptions, phrases, stored_sentences
 from fer_edge.converters.student.teachers import ask, open_teacher

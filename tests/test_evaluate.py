@@ -15,9 +15,8 @@ import pytest
 import fer_edge
 from fer_edge.cli import main
 from fer_edge.errors import LabelError, UsageError
-from fer_edge.labelled import intervals, label_of, read_faces
+from fer_edge.labelled import label_of, read_faces
 
-pytest.importorskip("sklearn")
 pytest.importorskip("rich")
 
 from fer_edge.benchmarks.evaluate import evaluate
@@ -336,28 +335,3 @@ def test_the_same_from_python(npz: Path, tree: Path) -> None:
     assert result.as_json()["n"] == result.n
     with pytest.raises(UsageError):
         read_faces(tree / "nowhere")
-
-
-def test_intervals_are_what_drawing_faces_again_gives() -> None:
-    """Against the bootstrap done the long way, face by face, and against the binomial's standard error."""
-    confusion = np.array([[80, 20, 0], [10, 40, 0], [0, 3, 2]])
-    found = intervals(confusion, ("a", "b", "c"))
-    truth = np.repeat(np.repeat(np.arange(3), 3), confusion.ravel())
-    predicted = np.repeat(np.tile(np.arange(3), 3), confusion.ravel())
-    rng, war, uar = np.random.default_rng(5), [], []
-    for _ in range(3000):
-        rows = rng.integers(0, len(truth), len(truth))
-        t, hit = truth[rows], truth[rows] == predicted[rows]
-        war.append(hit.mean())
-        uar.append(np.mean([hit[t == k].mean() for k in np.unique(t)]))
-    assert found.war == pytest.approx(np.percentile(war, (2.5, 97.5)), abs=0.01)
-    assert found.uar == pytest.approx(np.percentile(uar, (2.5, 97.5)), abs=0.015)
-    low, high = found.per_class_recall["a"] or (0, 0)
-    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.8 * 0.2 / 100), rel=0.1)
-
-
-def test_a_class_without_a_face_has_no_interval() -> None:
-    found = intervals(np.array([[3, 1], [0, 0]]), ("war", "uar"))
-    assert found.per_class_recall["uar"] is None
-    assert found.per_class_recall["war"] is not None
-    assert found.uar == found.per_class_recall["war"]

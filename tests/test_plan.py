@@ -16,7 +16,7 @@ from fer_edge.converters.student import device
 from fer_edge.converters.student.faces import load_faces, load_pictures
 from fer_edge.converters.student.network import StudentConfig
 from fer_edge.converters.student.plan import plan_training
-from fer_edge.converters.student.recipe import Recipe, TrainingPlan, war_uar
+from fer_edge.converters.student.recipe import Recipe, TrainingPlan
 from fer_edge.converters.student.run import Run
 from fer_edge.converters.student.teachers import open_teacher
 
@@ -113,11 +113,6 @@ def test_a_folder_of_faces(data: Path, tmp_path: Path) -> None:
     for name in ("notes.txt", "gone"):
         with pytest.raises(fer_edge.ConversionError, match=name):
             load_pictures(tmp_path / name)
-
-
-def test_war_and_uar() -> None:
-    truth, predicted = np.array([0, 0, 0, 2, -1]), np.array([0, 0, 1, 1, 0])
-    assert war_uar(predicted, truth) == (0.5, pytest.approx(1 / 3))
 
 
 def test_a_damaged_npz_is_one_clear_error(data: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import fer_edge
+from fer_edge.accuracy import war_uar
 from fer_edge.bundle import label_set, open_bundle
 from fer_edge.cli import main
 from fer_edge.converters.student.faces import Faces, load_faces, soft_targets
@@ -32,7 +33,7 @@ from fer_edge.converters.student.network import (
     load_student,
     save_student,
 )
-from fer_edge.converters.student.recipe import EpochReport, TrainingData, TrainingPlan, war_uar
+from fer_edge.converters.student.recipe import EpochReport, TrainingData, TrainingPlan
 from fer_edge.converters.student.run import unit_features
 from fer_edge.converters.student.sentences import TEMPLATES, descriptions, phrases, stored_sentences
 from fer_edge.converters.student.teachers import open_teacher

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .augment import Strength
 from .faces import Faces
 from .language import TextRecipe
@@ -99,10 +96,3 @@ class EpochReport:
     uar: float
     lr: float
     seconds: float
-
-
-def war_uar(predicted: NDArray[np.integer], truth: NDArray[np.integer]) -> tuple[float, float]:
-    """Accuracy and mean recall over the classes present; truth -1 is left out."""
-    kept = truth >= 0
-    hit = predicted[kept] == truth[kept]
-    return float(hit.mean()), float(np.mean([hit[truth[kept] == k].mean() for k in np.unique(truth[kept])]))

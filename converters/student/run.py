@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fer_edge.accuracy import war_uar
 from fer_edge.errors import ConversionError
 from fer_edge.files import replaced
 
@@ -34,7 +35,7 @@ from .augment import disturb, mirrored, mixup, view, warp
 from .device import training_device
 from .language import constants, default_constants, draw, sentence_groups
 from .network import InTraining
-from .recipe import EpochReport, NetworkConfig, TrainingPlan, war_uar
+from .recipe import EpochReport, NetworkConfig, TrainingPlan
 from .teachers import ask, mean_scores
 
 ASKING = 0.5

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fer_edge.accuracy import confusion_matrix, intervals, recall_by_label, uar, war
 from fer_edge.errors import ConversionError, LabelError, UsageError
-from fer_edge.labelled import LabelledFaces, intervals, label_of
+from fer_edge.labelled import LabelledFaces, label_of
 from fer_edge.labels import LabelSet
 
 from ..compile_labels import compile_label_sets
@@ -235,14 +236,9 @@ class _Labelled:
 
     def accuracy(self, compiled: _Compiled, plain: bool = False) -> Accuracy:
         names = compiled.labels.labels
-        table = np.zeros((len(names), len(names)), np.int64)
-        np.add.at(table, (self.truth, compiled.predicted(self.plain if plain else self.features)), 1)
-        there = table.sum(1) > 0
-        recall = table.diagonal()[there] / table.sum(1)[there]
-        by_label = dict(zip([n for n, yes in zip(names, there, strict=True) if yes], recall.tolist(), strict=True))
+        table = confusion_matrix(self.truth, compiled.predicted(self.plain if plain else self.features), len(names))
         spans = intervals(table, names)
-        war = float(table.diagonal().sum() / table.sum())
-        return Accuracy(war, spans.war, float(recall.mean()), spans.uar, {name: by_label.get(name) for name in names})
+        return Accuracy(war(table), spans.war, uar(table), spans.uar, recall_by_label(table, names))
 
 
 def _retrieval(pairs: Pairs, fitted: Fitted, held: Tensor, recipe: FitRecipe) -> float:
@@ -256,8 +252,7 @@ def _balance(predicted: NDArray[np.int64], names: Sequence[str]) -> dict[str, fl
 
 def _flows(before: NDArray[np.int64], after: NDArray[np.int64], names: Sequence[str]) -> tuple[tuple[str, str, int], ...]:
     """From which label to which, the largest first."""
-    table = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(table, (before, after), 1)
+    table = confusion_matrix(before, after, len(names))
     np.fill_diagonal(table, 0)
     places = np.argsort(table, axis=None, kind="stable")[::-1]
     rows = ((int(p) // len(names), int(p) % len(names)) for p in places)
