@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fer_edge
-from fer_edge.arrays import write_npz
+from fer_edge.arrays import write_npy, write_npz
 from fer_edge.bundle import (
     Bundle,
     Golden,
@@ -225,7 +225,7 @@ def _advice(parity: Parity, precision: str, outright: Sequence[str], symmetric: 
 
 def _finish(folder: Path, material: _Material, plan: Plan, target: Path, artefacts: Sequence[Artefact]) -> None:
     write_npz(folder / "golden.npz", crops=material.golden.crops, features=material.golden.features)
-    np.save(folder / "text_projection.npy", material.reference.r.astype(np.float32), allow_pickle=False)
+    write_npy(folder / "text_projection.npy", material.reference.r.astype(np.float32))
     sets = tuple(write_label_set(folder, s) for s in material.reference.sets)
     golden = path_ref(folder, "golden.npz")
     manifest = Manifest(

@@ -1,79 +1,174 @@
-"""Arrays on disk: npy and npz without pickle, and without taking more memory than the file holds."""
+"""Arrays on disk: npy and npz without pickle, and without taking more memory than the reader allows."""
 
 from __future__ import annotations
 
+import io
+import math
+import struct
 import zipfile
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BundleError
-from .files import replaced
+from .errors import BundleError, FerEdgeError, UsageError
+from .files import replaced, write_bytes
 
-_MAX_NPZ_BYTES = 1 << 28
+MAX_BYTES = 1 << 27
+"""What the arrays of one file of a bundle may take in memory together: 128 MiB."""
+MAX_DATA_BYTES = 1 << 29
+"""What the arrays of one small file of faces or features may take: 512 MiB, 3,500 colour faces of 224 x 224."""
+_MAX_GROWTH = 4
+"""A larger file may take this many times its own size: photographs deflate to no less."""
+_MAX_DIRECTORY = 1 << 20
+"""Bytes of a zip file's directory: some 10,000 members."""
+_PIECE = 1 << 20
 
 
-def read_npy(path: Path) -> NDArray[Any]:
-    """The array of an npy file. Raises BundleError."""
+class _UnreadableError(ValueError):
+    """Why a file holds no arrays for us: the end of the sentence that begins with its name."""
+
+
+def read_npy(file: Path, data: bytes) -> NDArray[Any]:
+    """The array of an npy file, of which ``data`` was read. Raises BundleError."""
     try:
-        with path.open("rb") as stream:
-            return _read_array(stream, path.stat().st_size)
+        return _read_array(io.BytesIO(data), len(data))
     except Exception as error:  # numpy's header parser lets TokenError, IndexError and more through
-        raise BundleError(f"{path} is not a readable array") from error
+        raise BundleError(f"{file} is not a readable array") from error
 
 
-def read_npz(path: Path, members: set[str]) -> dict[str, NDArray[Any]]:
-    """Exactly these members of an npz file, without pickle and without taking more memory than the file declares and
-    our limit allows."""
+def read_npz(
+    file: Path, members: Collection[str], optional: Collection[str] = (), data: bytes | None = None
+) -> dict[str, NDArray[Any]]:
+    """Exactly these members of a bundle's npz file, and those of ``optional`` that it has; at most MAX_BYTES of them.
+    ``data``: the file's content, where that was read already. Raises BundleError."""
+
+    def chosen(names: list[str]) -> list[str]:
+        if not set(members) <= set(names) <= {*members, *optional} or len(set(names)) != len(names):
+            raise _UnreadableError(f"does not hold the arrays {', '.join(sorted(members))}")
+        return names
+
+    return _read_zip(file, data, chosen, MAX_BYTES, BundleError)
+
+
+def read_members(
+    file: Path, members: Collection[str], limit: int = MAX_DATA_BYTES, kind: type[FerEdgeError] = UsageError
+) -> dict[str, NDArray[Any]]:
+    """Some members of an npz file of data, whatever else is in it, without pickle.
+
+    They take at most ``limit`` bytes together, or four times the file's size where that is more; which is known before any
+    of them is unpacked. Raises ``kind`` when the file is no such npz, lacks a member or is larger, with a message of one
+    line that names the file."""
+
+    def chosen(names: list[str]) -> list[str]:
+        missing = [name for name in members if name not in names]
+        if missing:
+            raise _UnreadableError(f"has no member {missing[0]!r}; it has {', '.join(names[:20]) or 'none'}")
+        if any(names.count(name) > 1 for name in members):
+            raise _UnreadableError("has two members of one name")
+        return list(members)
+
     try:
-        with zipfile.ZipFile(path) as archive:
-            if {info.filename for info in archive.infolist()} != {f"{m}.npy" for m in members} or len(
-                archive.infolist()
-            ) != len(members):
-                raise BundleError(f"{path} does not hold the arrays {', '.join(sorted(members))}")
-            if sum(info.file_size for info in archive.infolist()) > _MAX_NPZ_BYTES:
-                raise BundleError(f"{path} unpacks to more than {_MAX_NPZ_BYTES:,} bytes")
-            if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in archive.infolist()):
-                # zipfile unpacks bz2 and lzma without a bound, whatever size the archive declares.
-                raise BundleError(f"{path} is packed in a way that numpy never writes")
-            arrays = {}
-            for info in archive.infolist():
-                with archive.open(info) as stream:
-                    arrays[info.filename.removesuffix(".npy")] = _read_array(stream, info.file_size)
-            return arrays
-    except BundleError:
-        raise
+        if not file.is_file():  # reading a pipe would wait for ever
+            raise kind(f"{file} is not a file" if file.exists() else f"{file} does not exist")
+        size = file.stat().st_size
+    except (OSError, ValueError) as error:
+        raise kind(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return _read_zip(file, None, chosen, max(limit, _MAX_GROWTH * size), kind)
+
+
+def _read_zip(
+    file: Path,
+    data: bytes | None,
+    chosen: Callable[[list[str]], list[str]],
+    limit: int,
+    kind: type[FerEdgeError],
+) -> dict[str, NDArray[Any]]:
+    """The members that ``chosen`` picks of the names of all."""
+    try:
+        with file.open("rb") if data is None else io.BytesIO(data) as stream:
+            _check_directory(stream)
+            with zipfile.ZipFile(stream) as archive:
+                entries = archive.infolist()
+                table = {entry.filename.removesuffix(".npy"): entry for entry in entries}
+                wanted = [table[name] for name in chosen([entry.filename.removesuffix(".npy") for entry in entries])]
+                total = sum(entry.file_size for entry in wanted)
+                if total > limit:
+                    raise _UnreadableError(f"unpacks to {total:,} bytes; at most {limit:,} are read")
+                if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in wanted):
+                    # zipfile unpacks bz2 and lzma without a bound, whatever size the archive declares.
+                    raise _UnreadableError("is packed in a way that numpy never writes")
+                arrays = {}
+                for entry in wanted:
+                    with archive.open(entry) as member:
+                        arrays[entry.filename.removesuffix(".npy")] = _read_array(member, entry.file_size)
+                return arrays
+    except _UnreadableError as error:
+        raise kind(f"{file} {error}") from error
+    except OSError as error:
+        raise kind(f"{file} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # as in read_npy, and what zipfile raises
-        raise BundleError(f"{path} is not a readable npz file") from error
+        reason = " ".join(str(error).split())[:200]
+        raise kind(f"{file} is not a readable npz file{f' ({reason})' if reason else ''}") from error
+
+
+def _check_directory(stream: BinaryIO) -> None:
+    """Refuse a zip file whose directory is large: zipfile makes an object of every entry before anything can be asked.
+
+    The end record (APPNOTE.TXT of PKWARE, 4.3.16) is found as zipfile finds it. numpy writes no zip64 directory."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - 22 - 0xFFFF - 20))
+    tail = stream.read()
+    at = len(tail) - 22
+    if at < 0 or tail[at : at + 4] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
+        at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + 22 > len(tail):
+        raise _UnreadableError("is not a readable npz file")
+    (directory,) = struct.unpack_from("<I", tail, at + 12)
+    if directory > _MAX_DIRECTORY or tail[max(0, at - 20) : at].startswith(b"PK\x06\x07"):
+        raise _UnreadableError(f"has a directory of more than {_MAX_DIRECTORY:,} bytes, which numpy never writes")
+    stream.seek(0)
 
 
 def _read_array(stream: Any, size: int) -> NDArray[Any]:
     """One .npy array of a stream of ``size`` bytes. The header is read first, so that no lie in it takes memory."""
     if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("not version 1, the only one whose header is short; numpy takes another for no plain array")
+        raise _UnreadableError("holds an array of another version than 1, the only one whose header is short")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    count = 1
-    for n in shape:
-        count *= n
-    if dtype.hasobject or dtype.kind not in "fiuU" or count < 0 or count * dtype.itemsize > size:
-        raise ValueError("not a plain array of this size")
-    data = stream.read(count * dtype.itemsize)
-    array: NDArray[Any] = np.frombuffer(data, dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
-    if dtype.kind == "U":  # numpy makes broken strings of numbers that are no character
-        codes = np.frombuffer(data, dtype=np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+    count = math.prod(shape)
+    plain = dtype.kind in "fiubU" and dtype.itemsize > 0 and not dtype.hasobject
+    if not plain or min(shape, default=0) < 0 or count * dtype.itemsize > size:
+        raise _UnreadableError("is not a readable npz file: a member is no plain array of its size")
+    flat: NDArray[Any] = np.empty(count, dtype)
+    room = flat.view(np.uint8).data if flat.nbytes else memoryview(b"")
+    done = 0
+    while done < len(room):  # piece by piece, straight to where it belongs: a member never lies in memory twice
+        got = stream.readinto(room[done : done + _PIECE])
+        if not got:
+            raise _UnreadableError("is not a readable npz file: a member is cut short")
+        done += got
+    if dtype.kind == "U" and flat.nbytes:  # numpy makes broken strings of numbers that are no character
+        codes = flat.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
         if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
-            raise ValueError("not text")
-    return array
+            raise _UnreadableError("holds names that are no text")
+    return flat.reshape(shape, order="F" if fortran else "C")
 
 
-def write_npz(path: Path, **arrays: NDArray[Any]) -> None:
+def write_npz(file: Path, **arrays: NDArray[Any]) -> None:
     """A compressed npz with fixed time stamps (the same arrays give the same bytes), written in one step. Raises
     UsageError."""
-    with replaced(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+    with replaced(file) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name, array in arrays.items():
             info = zipfile.ZipInfo(f"{name}.npy")
             info.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(info, "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.asarray(array), allow_pickle=False)
+
+
+def write_npy(file: Path, array: NDArray[Any]) -> None:
+    """An npy file, written in one step. Raises UsageError."""
+    stream = io.BytesIO()  # into a file, numpy reports a full disk by an OSError without a reason
+    np.lib.format.write_array(stream, array, allow_pickle=False)
+    write_bytes(file, stream.getvalue())

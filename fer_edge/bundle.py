@@ -133,7 +133,7 @@ def text_projection(bundle: Bundle) -> NDArray[np.float32]:
     """R (D, T) float32: feature-space constants = R times a text encoder's vectors."""
     ref = bundle.manifest.text_projection
     file = checked_path(bundle, ref.path, ref.sha256)
-    matrix = read_npy(file)
+    matrix = read_npy(file, file.read_bytes())
     fits = matrix.dtype == np.float32 and matrix.ndim == 2 and matrix.shape[0] == bundle.manifest.feature_dim
     if not fits or not np.isfinite(matrix).all():
         raise BundleError(f"{file} does not hold the text projection that the manifest promises")

@@ -1,58 +1,233 @@
-"""Files that are written in one step: a reader sees the old one or the new one, whole, and a failure leaves the old one."""
+"""Files and folders that are written in one step: a reader sees the old one or the new one, whole, a failure leaves the
+old one, and what a power cut leaves is one of the two."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import stat
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import FerEdgeError, UsageError
+from .errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: there, writers of one bundle have to take turns by themselves
+    fcntl = None  # type: ignore[assignment]
+
+PARTIAL = ".partial-"
+"""Begins the name of the hidden folder in which a file lies while it is written."""
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Linux, fcntl.h and linux/fs.h."""
 
 
 def check_target(file: Path, make_folder: bool = False) -> None:
     """Before hours of work: raise UsageError when a file cannot be written. ``make_folder``: make the folder it lies in."""
-    try:
-        if file.exists() and not file.is_file():  # /dev/stdout, say; a folder is none either
-            if file.is_dir() or not os.access(file, os.W_OK):
-                raise PermissionError(0, "it is a folder" if file.is_dir() else "it may not be written to")
+    with _cannot_be_written(file):
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if _is_device(file):
+            if not os.access(file, os.W_OK):
+                raise PermissionError(errno.EACCES, "it may not be written to")
             return
         if make_folder:
             file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(file.name + ".partial")
-        partial.touch()
-        partial.unlink()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        with _partial(file):
+            pass
 
 
 @contextmanager
 def replaced(file: Path) -> Iterator[Path]:
-    """A name to write a file under, which becomes ``file`` when the block ends well, and vanishes when it does not. Raises
-    UsageError for whatever a writer raises on a full or read-only disk."""
-    partial = file.with_name(file.name + ".partial")
-    try:
+    """A name to write a file under, which becomes ``file`` when the block ends well, and vanishes when it does not.
+
+    The file exists already, empty, in a new folder that nobody else may enter, under its own name: no link planted beside
+    ``file`` is followed, and two writers never meet. It gets the mode that the umask asks for, whichever library wrote it.
+    A link at ``file`` is replaced, never followed. Raises UsageError for an OSError of the disk."""
+    with _cannot_be_written(file), _partial(file) as (partial, mode):
         yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())  # what outlives a power cut must not be the name of a file that did not
+        _settle(partial, mode)
         os.replace(partial, file)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, FerEdgeError) or not isinstance(error, Exception):
-            raise
-        # torch and safetensors have errors of their own for a full disk.
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise UsageError(f"{file} cannot be written: {reason}") from error
+        sync_folder(file.parent)
+
+
+def write_bytes(file: Path, data: bytes) -> None:
+    """Write a file in one step. Raises UsageError."""
+    with replaced(file) as partial:
+        partial.write_bytes(data)
 
 
 def write_text(file: Path, text: str) -> None:
     """Write a text file in one step; what is not Unicode, as a file's name may be, is escaped. Raises UsageError."""
-    if file.exists() and not file.is_file():  # /dev/stdout is written to, never replaced
-        try:
-            file.write_text(text, encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise UsageError(f"{file} cannot be written: {error.strerror}") from error
+    data = text.encode("utf-8", "backslashreplace")
+    with _cannot_be_written(file):
+        device = _is_device(file)
+        if device:  # /dev/stdout is written to, never replaced
+            file.write_bytes(data)
+    if not device:
+        write_bytes(file, data)
+
+
+def clear_partials(folder: Path) -> None:
+    """Remove what killed writers left in a folder, when nobody is writing there."""
+    import shutil  # here, because a device never writes a bundle and pays for this at every start
+
+    for left in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path, patience: float = 60.0) -> Iterator[None]:
+    """Hold a folder alone among its writers, processes and threads, until the block ends: flock(2) on the folder itself,
+    so that nothing is left behind and a killed writer holds nothing. Readers need no lock.
+
+    Raises UsageError when it is not there, or others hold it for ``patience`` seconds."""
+    if fcntl is None:
+        yield
         return
-    with replaced(file) as partial:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with _cannot_be_written(folder):
+        held = _lock(folder, time.monotonic() + patience)
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+def _lock(folder: Path, end: float) -> int:
+    """An open descriptor of the locked folder."""
+    while True:
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(held), folder.stat()):  # else it was exchanged for another while we waited
+                return held
+        except BlockingIOError:
+            pass
+        except BaseException:
+            os.close(held)
+            raise
+        os.close(held)
+        if time.monotonic() > end:
+            raise UsageError(f"{folder} is being written by another process; try again when that has ended")
+        time.sleep(0.005)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Two folders of one file system change names.
+
+    In one step where the system can (Linux: renameat2(2) with RENAME_EXCHANGE); elsewhere ``other`` is absent for the moment
+    between two renames. Raises OSError."""
+    if _exchanged_at_once(one, other):
+        return
+    third = one.with_name(f"{one.name}-old")
+    other.rename(third)
+    try:
+        one.rename(other)
+    except BaseException:
+        third.rename(other)
+        raise
+    third.rename(one)
+
+
+def _exchanged_at_once(one: Path, other: Path) -> bool:
+    if sys.platform != "linux":
+        return False
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # an old kernel, or a file system that cannot
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def sync_tree(folder: Path) -> None:
+    """Every file and folder of a tree on the disk, files with the mode that the umask asks for: the one that ``folder``,
+    made by mkdir, has without its x."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for where, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _settle(Path(where, name), mode)
+        sync_folder(Path(where))
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in a folder on the disk."""
+    if os.name == "nt":  # which opens no folders
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
+            raise
+    finally:
+        os.close(opened)
+
+
+def _settle(file: Path, mode: int) -> None:
+    """Mode, then content on the disk: what outlives a power cut must not be the name of a file that did not."""
+    opened = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        if stat.S_IMODE(os.fstat(opened).st_mode) != mode:
+            file.chmod(mode)
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+@contextmanager
+def _partial(file: Path) -> Iterator[tuple[Path, int]]:
+    """A new empty file with the name of ``file`` in a new folder of ours, and the mode that the umask gave it."""
+    import shutil
+
+    folder = file.parent / f"{PARTIAL}{os.urandom(8).hex()}"
+    folder.mkdir(0o700)
+    try:
+        partial = folder / file.name
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        opened = os.open(partial, flags, 0o666)
+        mode = stat.S_IMODE(os.fstat(opened).st_mode)
+        os.close(opened)
+        yield partial, mode
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_device(file: Path) -> bool:
+    """Whether something is there that is neither a file nor a folder: /dev/stdout, a pipe."""
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+@contextmanager
+def _cannot_be_written(file: Path) -> Iterator[None]:
+    """An OSError of the block as a UsageError that names the file. One that names another file, which is read meanwhile,
+    say, passes, and so does a broken pipe."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if isinstance(error.filename, (str, bytes)) and not _concerns(Path(os.fsdecode(error.filename)), file):
+            raise
+        raise UsageError(f"{file} cannot be written: {error.strerror or error}") from error
+    except ValueError as error:
+        if "\0" not in str(file):
+            raise
+        raise UsageError(f"{str(file)!r} cannot be written: no file has such a name") from error
+
+
+def _concerns(named: Path, file: Path) -> bool:
+    return named in (file, *file.parents) or any(part.startswith(PARTIAL) for part in named.parts)

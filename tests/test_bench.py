@@ -262,7 +262,7 @@ def test_a_file_that_cannot_be_written_takes_no_other_along(tmp_path: Path) -> N
     assert "/dev/full cannot be written: No space left" in str(result.exception)
     assert len(json.loads(result.stdout)["results"]) == 2
     assert "litert" in (tmp_path / "run.md").read_text()
-    long = command(*quick, "-o", tmp_path / ("x" * 250 + ".json"))
+    long = command(*quick, "-o", tmp_path / ("x" * 252 + ".json"))
     assert isinstance(long.exception, fer_edge.UsageError), "seen before anything is measured"
     assert not long.stdout
 

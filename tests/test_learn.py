@@ -108,7 +108,7 @@ def test_log_and_curve(few: TrainingData, tmp_path: Path) -> None:
             assert picture.format == "PNG"
             picture.load()
             assert len(picture.convert("L").getcolors() or []) > 20
-        assert not list(work.glob("*.partial"))
+        assert not list(work.glob(".partial-*"))
 
 
 def test_work_folders_that_are_refused(few: TrainingData, tmp_path: Path) -> None:

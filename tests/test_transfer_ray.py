@@ -149,7 +149,7 @@ def test_killed_workers_change_nothing(models: Path, faces: Path, head: Head, tm
     assert torch.equal(one.image, two.image)
     assert torch.equal(one.llm, two.llm)
     assert (tmp_path / "one" / "index.jsonl").read_text() == (tmp_path / "two" / "index.jsonl").read_text()
-    assert not list((tmp_path / "two").rglob("*.partial"))
+    assert not list((tmp_path / "two").rglob(".partial-*"))
 
 
 def ran(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fer_edge.files import replaced
+
 from .recipe import EpochReport
 
 
@@ -28,6 +30,5 @@ def draw_curve(history: Sequence[EpochReport], path: Path) -> None:
     right.grid(alpha=0.3)
     if right.lines:
         right.legend(loc="lower right")
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=100)
-    partial.replace(path)
+    with replaced(path) as partial:
+        figure.savefig(partial, format="png", dpi=100)

@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fer_edge.errors import ConversionError
-from fer_edge.files import replaced
+from fer_edge.files import write_bytes
 from fer_edge.labels import LabelSet
 from fer_edge.manifest import TextEncoderRef
 
@@ -205,8 +205,7 @@ def save_student(path: Path, checkpoint: StudentCheckpoint) -> None:
         "meta": dict(checkpoint.meta),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as partial:
-        save_file(tensors, partial, metadata={FORMAT: json.dumps(header, sort_keys=True)})
+    write_bytes(path, save(tensors, metadata={FORMAT: json.dumps(header, sort_keys=True)}))
 
 
 def load_student(path: Path) -> StudentCheckpoint:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -28,8 +29,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fer_edge.accuracy import war_uar
+from fer_edge.arrays import write_npy
 from fer_edge.errors import ConversionError
-from fer_edge.files import replaced
+from fer_edge.files import replaced, write_bytes, write_text
 
 from .augment import disturb, mirrored, mixup, view, warp
 from .device import training_device
@@ -124,8 +126,7 @@ class Run:
                 f"{self.work} holds another training run (other faces, teachers or options, or the other choice of --bf16, "
                 "which depends on the machine); remove it or name another --work folder"
             )
-        with replaced(whose) as partial:
-            partial.write_text(self.identity)
+        write_text(whose, self.identity)
         if not file.exists():
             return
         try:
@@ -146,8 +147,9 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "history": [tuple(asdict(report).values()) for report in self.history],
         }
-        with replaced(self.work / "state.pt") as partial:
-            torch.save(state, partial)
+        stream = io.BytesIO()  # of a full disk, torch tells by an error of its own
+        torch.save(state, stream)
+        write_bytes(self.work / "state.pt", stream.getvalue())
         with replaced(self.work / "log.csv") as partial:
             _write_log(partial, self.history)
 
@@ -199,8 +201,7 @@ class Run:
                 said = mean_scores(answers, self.data.labels)
             else:
                 said = F.normalize(torch.from_numpy(answers[0][1] + answers[1][1]), dim=-1).numpy()
-            with replaced(file) as partial:
-                _write_array(partial, said.astype(np.float16))
+            write_npy(file, said.astype(np.float16))
         try:
             return torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32))
         except (ValueError, EOFError) as error:
@@ -279,11 +280,6 @@ def _average(decay: float, means: Sequence[Tensor], values: Sequence[Tensor], co
     not return its first weights."""
     step = get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))  # type: ignore[no-untyped-call]
     step(means, values, count)
-
-
-def _write_array(path: Path, array: NDArray[np.float16]) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
 
 
 def _write_log(path: Path, history: Sequence[EpochReport]) -> None:

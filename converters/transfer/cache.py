@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fer_edge.errors import ConversionError
-from fer_edge.files import write_text
+from fer_edge.files import PARTIAL, clear_partials, write_bytes, write_text
 from fer_edge.image import ImageLike
-from fer_edge.runtime import one_line
 
 SCHEMA = 1
 FORMAT = "fer-edge-transfer"
@@ -121,9 +118,8 @@ def open_cache(cache: Path, plan: CachePlan) -> CachePlan:
 
     Raises ConversionError when the cache was made with other models or settings, or is no cache."""
     if not (cache / PLAN).exists():
-        # What a run leaves that was killed before its plan was written.
-        ours = {SHARDS, f"{PLAN}.partial"}
-        if cache.exists() and any(entry.name not in ours for entry in cache.iterdir()):
+        # What a run leaves that was killed before its plan was written is ours.
+        if cache.exists() and any(e.name != SHARDS and not e.name.startswith(PARTIAL) for e in cache.iterdir()):
             raise ConversionError(f"{cache} is no feature cache and not empty; name another folder")
         (cache / SHARDS).mkdir(parents=True, exist_ok=True)
         written = {"schema": SCHEMA, "format": FORMAT, **asdict(plan)}
@@ -171,7 +167,7 @@ def read_plan(cache: Path) -> CachePlan:
 
 
 def write_shard(cache: Path, plan: CachePlan, shard: int, found: Shard) -> None:
-    """Write one shard in one step."""
+    """Write one shard in one step: on a cluster, a worker that was given up may still be writing it."""
     kind = torch.float16 if plan.half else torch.float32
     tensors = {"image": torch.from_numpy(found.image).to(kind), "llm": torch.from_numpy(found.llm).to(kind)}
     for name, tensor in tensors.items():
@@ -185,15 +181,7 @@ def write_shard(cache: Path, plan: CachePlan, shard: int, found: Shard) -> None:
         "rows": [asdict(row) for row in found.rows],
         "left_out": [asdict(row) for row in found.left_out],
     }
-    file = shard_file(cache, shard)
-    # Of this process alone: on a cluster, one that was given up may still be writing.
-    partial = file.with_name(f"{file.name}.{platform.node()}-{os.getpid()}.partial")
-    try:
-        save_file(tensors, partial, metadata={FORMAT: json.dumps(header)})
-        partial.replace(file)
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        partial.unlink(missing_ok=True)
-        raise ConversionError(f"{file} cannot be written ({one_line(error)})") from error
+    write_bytes(shard_file(cache, shard), save(tensors, metadata={FORMAT: json.dumps(header)}))
 
 
 def shard_rows(cache: Path, shard: int) -> list[Row]:
@@ -229,8 +217,7 @@ def shard_header(cache: Path, shard: int) -> Mapping[str, Any]:
 
 def write_index(cache: Path) -> None:
     """index.jsonl, from the shards' own headers; what killed writers left is cleared away."""
-    for left in (cache / SHARDS).glob("*.partial"):
-        left.unlink(missing_ok=True)
+    clear_partials(cache / SHARDS)
     write_text(cache / INDEX, "".join(json.dumps(line) + "\n" for line in _lines(cache, read_plan(cache))))
 
 

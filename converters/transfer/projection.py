@@ -6,10 +6,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fer_edge.errors import UsageError
-from fer_edge.files import check_target, replaced
+from fer_edge.files import check_target, write_bytes
 
 from ..sources import PROJECTION
 from .feature_pairs import Pairs
@@ -34,7 +34,6 @@ def write_projection(path: Path, fitted: Fitted, recipe: FitRecipe, pairs: Pairs
         "llm": asdict(pairs.plan.llm),
     }
     check_projection(path)
-    with replaced(path) as partial:
-        save_file(
-            {"mlp.weight": fitted.weight.contiguous()}, partial, metadata={PROJECTION: json.dumps(made, sort_keys=True)}
-        )
+    write_bytes(
+        path, save({"mlp.weight": fitted.weight.contiguous()}, metadata={PROJECTION: json.dumps(made, sort_keys=True)})
+    )
