@@ -1,10 +1,13 @@
-# make demo | test | test-device | lint | bench | clean. Each makes .venv by itself when it is missing.
+# make demo | test | test-device | lint | docs | sizes | bench | clean. Each makes .venv by itself when it is missing.
 PYTHON ?= python3
+LIBRARIES ?= oldest
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEVICE := $(VENV)-device-$(notdir $(PYTHON))-$(LIBRARIES)
+DEVICE_TESTS := $(addprefix tests/test_,$(addsuffix .py,runtimes threads bundle image labels doctor))
 
-.PHONY: demo test test-device lint bench clean
+.PHONY: demo test test-device device lint docs sizes bench clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -12,18 +15,25 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-# What runs on a device, with the three engines, the oldest libraries that the pins allow, and nothing of the converter.
-test-device:
-	test -x $(VENV)-device/bin/python || $(PYTHON) -m venv $(VENV)-device
-	$(VENV)-device/bin/python -m pip install --quiet --editable '.[openvino,litert,onnxruntime]' \
-		'numpy==1.26.*' 'pillow==10.4.*' 'click==8.2.*' pytest hypothesis
-	$(VENV)-device/bin/python -m pytest tests/test_runtimes.py tests/test_threads.py tests/test_bundle.py \
-		tests/test_image.py tests/test_labels.py tests/test_doctor.py
+# What runs on a device: three engines and nothing of the converter. PYTHON=python3.10 names another Python;
+# LIBRARIES=oldest takes the oldest versions that the ranges allow (tests/oldest.txt), LIBRARIES=newest the newest.
+test-device: $(DEVICE)/.installed
+	$(DEVICE)/bin/python -m pytest $(DEVICE_TESTS)
+
+device: $(DEVICE)/.installed
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages of docs/ as a site that needs no network: .site/index.html. A dead link or an undocumented name ends it.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# The longest files and functions, to be looked at now and then; nothing fails.
+sizes: $(STAMP)
+	$(BIN)/python -m lab.sizes
 
 bench: $(STAMP)
 	$(BIN)/python -m lab.figures all
@@ -34,5 +44,11 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+$(DEVICE)/.installed: pyproject.toml tests/oldest.txt
+	test -x $(DEVICE)/bin/python || $(PYTHON) -m venv $(DEVICE)
+	$(DEVICE)/bin/python -m pip install --quiet --editable '.[openvino,litert,onnxruntime]' pytest hypothesis \
+		$(if $(filter oldest,$(LIBRARIES)),--constraint tests/oldest.txt)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-device build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-device* .site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

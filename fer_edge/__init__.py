@@ -28,7 +28,7 @@ if (_root := Path(__file__).resolve().parent.parent).joinpath("runtimes", "run_n
 
 silence()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BundleError",

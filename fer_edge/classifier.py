@@ -34,7 +34,7 @@ class Prediction:
 
 
 class Classifier:
-    """Faces in, expressions out. Made by :func:`load`; may be shared between threads; closed by ``close`` or ``with``.
+    """Faces in, expressions out. Made by ``load``; may be shared between threads; closed by ``close`` or ``with``.
 
     ``runtime``, ``device``, ``precision`` (of the artefact), ``execution_precision`` (what the engine computes in),
     ``threads`` and ``engine`` say what runs. Every method raises UsageError after ``close`` and in a forked child."""
@@ -170,7 +170,7 @@ def load(
 
 
 def choose_artefact(bundle: Bundle, runtime: str | None, precision: str | None) -> tuple[str, Artefact | None]:
-    """The runtime and artefact that :func:`load` takes; no artefact for ``null``, which answers from the golden set."""
+    """The runtime and artefact that ``load`` takes; no artefact for ``null``, which answers from the golden set."""
     if precision is not None and precision not in rt.PRECISIONS:
         raise UsageError(f"no precision {precision!r}; there are {', '.join(rt.PRECISIONS)}")
     if runtime == "null":

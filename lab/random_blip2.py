@@ -1,5 +1,5 @@
 """Small BLIP-2s and InstructBLIPs with random weights, saved as Hugging Face folders: the mechanics of LLM features without
-the 24 GB of the real ones. ``python -m fer_edge.benchmarks.random_blip2 FOLDER [--instruct]``"""
+the 24 GB of the real ones. ``python -m lab.random_blip2 FOLDER [--instruct]``"""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def test_the_documented_way_on_real_faces(
     monkeypatch.chdir(tmp_path)
     made: dict[str, Any] = {
         "lab.random_clip": clip_command,
-        "fer_edge.benchmarks.random_blip2": blip2_command,
+        "lab.random_blip2": blip2_command,
     }
     said: dict[str, Any] = {}
     for line in lines:
