@@ -128,3 +128,12 @@ def test_the_changelog_has_this_version(root: Path) -> None:
     versions = re.findall(r"^## \[?([0-9.]+)\]? - \d{4}-\d{2}-\d{2}$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == fer_edge.__version__
     assert versions == sorted(versions, key=Version, reverse=True)
+
+
+def test_sizes_are_counted(tmp_path: Path) -> None:
+    from lab.sizes import Size, functions
+
+    (tmp_path / "x.py").write_text(
+        "def f():\n    def g():\n        pass\n\n    return g\n\n\nclass C:\n    async def m(self):\n        pass\n"
+    )
+    assert set(functions(tmp_path / "x.py", "x.py")) == {Size(5, "x.py:1 f"), Size(2, "x.py:2 g"), Size(2, "x.py:9 m")}
