@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
+import click
 import pytest
 from PIL import Image
 
 import fer_edge
 from fer_edge.bundle import golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -201,3 +203,54 @@ def test_something_from_elsewhere_is_seen() -> None:
 
 def test_the_card_is_the_shipped_one() -> None:
     assert (ROOT / "docs" / "card.md").read_text(encoding="utf-8") == open_bundle(DEFAULT_BUNDLE).manifest.card
+
+
+def spans(page: Path) -> list[str]:
+    """Code of a page: what stands between backticks, and the lines of its console blocks, continued ones joined."""
+    text = page.read_text(encoding="utf-8")
+    inline = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    lines = [line for b in of_language(page, "console") for line in commands(b.text).replace("\\\n", " ").split("\n")]
+    return [" ".join(span.split()) for span in [*inline, *lines]]
+
+
+def missing_paths(span: str) -> list[str]:
+    """Files and modules of this repository that a span names and that are not there."""
+    rooms = "fer_edge|runtimes|converters|benchmarks|lab|tests|docs|examples|weights"
+    paths = re.findall(rf"(?<![\w/.-])((?:{rooms})/[\w/.-]*\w)", span)
+    modules = re.findall(r"python -m ((?:lab|fer_edge)[\w.]*)", span)
+    files = [m.removeprefix("fer_edge.").replace(".", "/") for m in modules if m != "fer_edge"]
+    there = [*paths, *(f"{f}.py" for f in files)]
+    return [p for p in there if not (ROOT / p).exists()]
+
+
+def unknown_options(span: str) -> list[str]:
+    """Commands and long options that a ``fer-edge`` line names and that the command line has not."""
+    words = span.split(" #")[0].split()
+    if words[:1] != ["fer-edge"]:
+        return []
+    command: click.Command = cli
+    context = click.Context(cli)
+    for word in words[1:]:
+        inner = command.get_command(context, word) if isinstance(command, click.Group) else None
+        if inner is None:
+            break
+        command = inner
+    known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"--help", "--version", "--debug"}
+    wrong = [w.split("=")[0] for w in words if w.startswith("--") and w.split("=")[0].rstrip(";,") not in known]
+    if isinstance(command, click.Group) and command is not cli and len(words) > 2 and not words[2].startswith("-"):
+        wrong.append(words[2])
+    return wrong + [words[1] for _ in [0] if command is cli and len(words) > 1 and re.fullmatch(r"[a-z]+", words[1])]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_what_a_page_names_exists(page: Path) -> None:
+    wrong = {span: found for span in spans(page) if (found := missing_paths(span) + unknown_options(span))}
+    assert wrong == {}
+
+
+def test_a_name_that_does_not_exist_is_seen() -> None:
+    assert missing_paths("see tests/no_such.py and python -m lab.nothing") == ["tests/no_such.py", "lab/nothing.py"]
+    assert unknown_options("fer-edge predict x.png --boxes 1") == ["--boxes"]
+    assert unknown_options("fer-edge preddict x.png") == ["preddict"]
+    assert unknown_options("fer-edge labels ad b") == ["ad"]
+    assert unknown_options("fer-edge labels add b x.toml --text-encoder e  # --no comment") == []
