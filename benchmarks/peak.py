@@ -30,10 +30,8 @@ def peak_gmacs_per_s(configuration: Configuration) -> float | None:
     files = [PROBE / f"{name}{suffix}" for suffix in ENGINES[configuration.runtime].suffixes]
     crop = np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 3), dtype=np.uint8)
     try:
-        adapter = rt.load_runtime(configuration.runtime)
-        device = adapter.devices()[0] if configuration.device is None else configuration.device
-        asked = (device, configuration.threads, configuration.execution_precision)
-        session = adapter.open(files, rt.Options(configuration.precision, *asked))
+        asked = (configuration.precision, configuration.device, configuration.threads, configuration.execution_precision)
+        session = rt.open_model(configuration.runtime, files, *asked, rt.signature(SIDE, SIDE, 3, 2, 2))
         try:
             times: list[float] = []
             end = time.perf_counter() + SECONDS

@@ -32,7 +32,7 @@ from fer_edge.engines import RUNTIMES
 from fer_edge.errors import ConversionError, FerEdgeError, UsageError
 from fer_edge.golden import BARS, Parity, compare, measure
 from fer_edge.manifest import Artefact, GoldenRef, Manifest
-from fer_edge.runtime import Options, default_threads, load_runtime, run
+from fer_edge.runtime import default_threads, load_runtime, open_model, run, signature
 
 from .crops import augmented, from_folder
 from .pruning import WHOLE, Pruning
@@ -191,9 +191,10 @@ def _export(runtime: str, material: _Material, plan: Plan, folder: Path) -> dict
 
 def _artefact(runtime: str, precision: str, names: Sequence[str], material: _Material, plan: Plan, folder: Path) -> Artefact:
     """Run a written artefact on the golden set; raise ConversionError below its bars unless drift is allowed."""
-    adapter = load_runtime(runtime)
-    options = Options(precision, adapter.devices()[0], default_threads(), None)
-    session = adapter.open([folder / name for name in names], options)
+    spec, labels = material.reference.spec, material.reference.sets[0].labels
+    expected = signature(*spec.size, spec.channels, material.golden.features.shape[1], len(labels))
+    paths = [folder / name for name in names]
+    session = open_model(runtime, paths, precision, None, default_threads(), None, expected)
     try:
         parity = measure(partial(run, session), material.golden, material.reference.sets[0])
     finally:

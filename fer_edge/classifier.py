@@ -17,7 +17,7 @@ from . import runtime as rt
 from .arguments import checked
 from .bundle import Bundle, artefact_files, checked_path, golden_set, label_set, open_bundle
 from .engines import RUNTIMES, installed, preferred_order
-from .errors import BundleError, EngineError, FerEdgeError, ImageError, MissingExtraError, UsageError
+from .errors import BundleError, EngineError, ImageError, MissingExtraError, UsageError
 from .image import Box, ImageLike, to_input
 from .labels import LabelSet
 from .manifest import Artefact
@@ -203,22 +203,19 @@ def open_session(
     threads: int,
     execution_precision: str | None,
 ) -> rt.Session:
-    """Check an artefact's files and the golden set, and open the artefact in its engine."""
-    adapter = rt.load_runtime(runtime)
+    """Check an artefact's files and the golden set, open the artefact in its engine, and check what was opened."""
+    rt.load_runtime(runtime)
     if artefact is None:
         golden_set(bundle)
         files: tuple[Path, ...] = (bundle.folder / bundle.manifest.golden.path,)
     else:
         checked_path(bundle, bundle.manifest.golden.path, bundle.manifest.golden.sha256)
         files = artefact_files(bundle, artefact)
+    manifest = bundle.manifest
+    labels = next(len(ref.labels) for ref in manifest.label_sets if ref.name == manifest.default_labels)
+    sizes = (*manifest.input.size, manifest.input.channels, manifest.feature_dim, labels if artefact else 0)
     precision = artefact.precision if artefact else "fp32"
-    try:
-        where = adapter.devices()[0] if device is None else device
-        return adapter.open(files, rt.Options(precision, where, threads, execution_precision))
-    except FerEdgeError:
-        raise
-    except Exception as error:  # engines raise what they like
-        raise EngineError(f"{runtime} cannot open {files[0].name}: {rt.one_line(error)}") from error
+    return rt.open_model(runtime, files, precision, device, threads, execution_precision, rt.signature(*sizes))
 
 
 def _several(images: Iterable[ImageLike]) -> Iterable[ImageLike]:

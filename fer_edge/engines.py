@@ -21,8 +21,9 @@ class Engine:
 
     ``adapter`` and ``exporter``: modules; ``extra``: of fer-edge, "" for a third party's; ``imports``: import names, any one
     of which is enough, whatever distribution gives it; ``suffixes``: endings of an artefact's files, the first file's
-    first (empty: any); ``place_x86`` and ``place_arm``: in the order in which an engine is chosen, None: only when it is
-    named; ``environment`` and ``stubs``: variables to set and modules to hide before its import, so that it calls nobody."""
+    first (empty: any); ``device``: where it runs when none is named ("": the first that it finds); ``place_x86`` and
+    ``place_arm``: in the order in which an engine is chosen, None: only when it is named; ``environment`` and ``stubs``:
+    variables to set and modules to hide before its import, so that it calls nobody."""
 
     name: str
     adapter: str
@@ -30,6 +31,7 @@ class Engine:
     extra: str
     imports: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
+    device: str = ""
     place_x86: int | None = None
     place_arm: int | None = None
     environment: tuple[tuple[str, str], ...] = ()
@@ -45,23 +47,26 @@ def _ours(
     name: str,
     imports: tuple[str, ...] = (),
     suffixes: tuple[str, ...] = (),
+    device: str = "CPU",
     places: tuple[int | None, int | None] = (None, None),
     environment: tuple[tuple[str, str], ...] = (),
     stubs: tuple[str, ...] = (),
 ) -> Engine:
     exporter = f"fer_edge.converters.to_{name}" if suffixes else ""
-    return Engine(name, f"fer_edge.runtimes.run_{name}", exporter, name, imports, suffixes, *places, environment, stubs)
+    return Engine(
+        name, f"fer_edge.runtimes.run_{name}", exporter, name, imports, suffixes, device, *places, environment, stubs
+    )
 
 
 ENGINES = {
     engine.name: engine
     for engine in (
         # OpenVINO on ARM runs int8 as fp16, so it comes last there. Without its telemetry package it selects a stub.
-        _ours("openvino", ("openvino",), (".xml", ".bin"), (0, 2), stubs=("openvino_telemetry",)),
-        _ours("litert", ("ai_edge_litert", "tflite_runtime"), (".tflite",), (2, 0)),
+        _ours("openvino", ("openvino",), (".xml", ".bin"), places=(0, 2), stubs=("openvino_telemetry",)),
+        _ours("litert", ("ai_edge_litert", "tflite_runtime"), (".tflite",), places=(2, 0)),
         # From 1.29 on it reports to its maker unless the variable stands before the import (its docs/Privacy.md).
-        _ours("onnxruntime", ("onnxruntime",), (".onnx",), (1, 1), environment=(("ORT_DISABLE_TELEMETRY", "1"),)),
-        _ours("null"),
+        _ours("onnxruntime", ("onnxruntime",), (".onnx",), places=(1, 1), environment=(("ORT_DISABLE_TELEMETRY", "1"),)),
+        _ours("null", device="echo"),
     )
 }
 """Runtimes by name. ``null`` answers from the golden set."""

@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .container import container_limits
 from .engines import engine_of
-from .errors import EngineError, MissingExtraError
+from .errors import BundleError, EngineError, FerEdgeError, MissingExtraError
+
+T = TypeVar("T")
 
 PRECISIONS = ("int8", "fp16", "fp32")
 """Which precision is taken when none is named: the first that the bundle has for the runtime."""
@@ -34,8 +37,51 @@ class Options:
     execution_precision: str | None
 
 
-class Session(Protocol):
-    """An artefact opened by an engine. Not safe to share between threads by itself: the classifier locks it."""
+@dataclass(frozen=True)
+class File(os.PathLike[str]):
+    """A file of an artefact as it was read and checked. An engine is given ``content``, so that what was hashed is what runs
+    and nothing else is read; ``path`` names it in messages."""
+
+    path: Path
+    content: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Its name without the folder."""
+        return self.path.name
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Shape and type of an input or output. ``dtype``: numpy's name, or the engine's where numpy has none; a number of the
+    shape that is not fixed is -1."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives; outputs by name."""
+
+    inputs: tuple[TensorType, ...]
+    outputs: Mapping[str, TensorType]
+
+
+def signature(height: int, width: int, channels: int, feature_dim: int, labels: int) -> Signature:
+    """Of an artefact (design: uint8 crop in, float32 ``feature`` (1, D) and ``logits`` (1, K) out)."""
+    outputs = {"feature": TensorType((1, feature_dim), "float32"), "logits": TensorType((1, labels), "float32")}
+    return Signature((TensorType((1, height, width, channels), "uint8"),), outputs)
+
+
+class AdapterSession(Protocol):
+    """An artefact opened by an adapter. Not safe to share between threads by itself: the classifier locks it."""
 
     engine: str
     """Engine and version, as "openvino 2026.4.1"."""
@@ -43,6 +89,8 @@ class Session(Protocol):
     """The device in use, as the engine reports it after opening."""
     execution_precision: str
     """What the engine computes the products in, as far as it tells."""
+    signature: Signature
+    """What the opened model takes and gives, as the engine tells."""
 
     def run(self, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """One crop (1, H, W, C) uint8, contiguous -> feature (D,) and logits (K,), fresh float32 arrays."""
@@ -60,8 +108,52 @@ class Runtime(Protocol):
     def devices(self) -> tuple[str, ...]:
         """Names that ``Options.device`` may have on this machine, the default first."""
 
-    def open(self, files: Sequence[Path], options: Options) -> Session:
+    def try_device(self, device: str) -> None:
+        """Run a model of one operator on a device. Raises whatever the engine raises when the device does not start."""
+
+    def open(self, files: Sequence[File], options: Options) -> AdapterSession:
         """Open an artefact. Raises EngineError when the engine refuses the file, the device or the precision."""
+
+
+class Owned(Generic[T]):
+    """An object of an engine that only the process that made it destroys.
+
+    An engine's threads do not survive a fork: whoever destroys its objects in a child waits for them for ever, or aborts. So
+    the object has one reference that Python does not know of, and a child never drops it: not by ``release``, not when
+    garbage is collected, not at its end."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+        self._pid = os.getpid()
+        self._reference = ctypes.py_object(value)
+        ctypes.pythonapi.Py_IncRef(self._reference)
+
+    @property
+    def ours(self) -> bool:
+        """Whether this process made it."""
+        return self._pid == os.getpid()
+
+    # Bound here: at the end of a process the module's names may be gone before its objects.
+    def __del__(self, pid: Callable[[], int] = os.getpid, drop: Any = ctypes.pythonapi.Py_DecRef) -> None:
+        if self._pid == pid():
+            drop(self._reference)
+
+
+class Session:
+    """An artefact, open in an engine, and destroyed by the process that opened it alone."""
+
+    def __init__(self, opened: AdapterSession) -> None:
+        self.engine = opened.engine
+        self.device = opened.device
+        self.execution_precision = opened.execution_precision
+        self.signature = opened.signature
+        self.run = opened.run
+        self._owned = Owned(opened)
+
+    def close(self) -> None:
+        """Give back what the engine holds; in a forked child, where that would wait for the parent's threads, nothing."""
+        if self._owned.ours:
+            self._owned.value.close()
 
 
 def load_runtime(name: str) -> Runtime:
@@ -78,7 +170,58 @@ def load_runtime(name: str) -> Runtime:
         raise EngineError(f"the runtime {name!r} is installed but does not import: {one_line(error)}") from error
 
 
-def run(session: Session, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def open_model(
+    runtime: str,
+    files: Sequence[File | Path],
+    precision: str,
+    device: str | None,
+    threads: int,
+    execution_precision: str | None = None,
+    expected: Signature | None = None,
+) -> Session:
+    """Open an artefact's files, the first one first, in the engine of a runtime; ``device`` None: the engine's CPU.
+
+    Raises EngineError or MissingExtraError, and BundleError when what was opened is not of the ``expected`` signature."""
+    adapter, engine = load_runtime(runtime), engine_of(runtime)
+    suffixes = engine.suffixes
+    if suffixes and tuple(Path(file).suffix for file in files) != suffixes:
+        names = ", ".join(Path(file).name for file in files)
+        raise BundleError(f"{names}: an artefact of {runtime} is made of files ending in {' and '.join(suffixes)}")
+    try:
+        loaded = [file if isinstance(file, File) else File(file, file.read_bytes()) for file in files]
+        where = (engine.device or adapter.devices()[0]) if device is None else device
+        opened = adapter.open(loaded, Options(precision, where, threads, execution_precision))
+    except FerEdgeError:
+        raise
+    except Exception as error:  # engines raise what they like
+        raise EngineError(f"{runtime} cannot open {files[0].name}: {one_line(error)}") from error
+    session = Session(opened)
+    problem = "" if expected is None else _difference(opened.signature, expected)
+    if problem:
+        session.close()
+        raise BundleError(f"{os.fspath(files[0])} is not the model that the manifest promises: {problem}")
+    return session
+
+
+def _difference(found: Signature, expected: Signature) -> str:
+    """What of a model's signature is not as expected, in words; "" when all is."""
+    if found.inputs != expected.inputs:
+        return f"it takes {' and '.join(map(str, found.inputs))}, not {' and '.join(map(str, expected.inputs))}"
+    check_outputs(found.outputs)
+    for name, kind in expected.outputs.items():
+        if found.outputs[name] != kind:
+            return f"its output {name} is {found.outputs[name]}, not {kind}"
+    return ""
+
+
+def check_outputs(names: Iterable[str]) -> None:
+    """Raise ValueError unless a model has the outputs of an artefact, ``feature`` and ``logits``, and no other."""
+    names = sorted(names)
+    if names != ["feature", "logits"]:
+        raise ValueError(f"its outputs are {', '.join(names) or 'none'}, not feature and logits")
+
+
+def run(session: Session | AdapterSession, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """``session.run``, with an engine's own exception (some refuse a model only at its first run) as an EngineError."""
     try:
         return session.run(crop)

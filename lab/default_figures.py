@@ -18,7 +18,7 @@ from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.console import emit
 from fer_edge.errors import UsageError
 from fer_edge.labelled import label_of, read_faces
-from fer_edge.runtime import Options, load_runtime, run
+from fer_edge.runtime import open_model, run
 
 
 @click.command()
@@ -43,8 +43,7 @@ def rival(model: Path, rounds: int) -> None:
     crops = golden_set(opened).crops[:, None]
     calls: dict[str, Callable[[int], object]] = {model.name: theirs}
     for artefact in opened.manifest.artefacts:
-        adapter = load_runtime(artefact.runtime)
-        session = adapter.open(artefact_files(opened, artefact), Options("int8", adapter.devices()[0], 1, None))
+        session = open_model(artefact.runtime, artefact_files(opened, artefact), "int8", None, threads=1)
         calls[f"{artefact.runtime} int8"] = lambda i, s=session: run(s, crops[i % len(crops)])  # type: ignore[misc]
     with fer_edge.load(runtime="openvino", threads=1) as clf:
         calls["predict, openvino int8"] = lambda i: clf.predict(crops[i % len(crops)][0])

@@ -54,9 +54,8 @@ def _variant(work: Path, name: str) -> Bundle:
 
 
 def _session(bundle: Bundle, runtime: str, threads: int) -> rt.Session:
-    adapter = rt.load_runtime(runtime)
     (artefact,) = (a for a in bundle.manifest.artefacts if a.runtime == runtime)
-    return adapter.open(artefact_files(bundle, artefact), rt.Options("int8", adapter.devices()[0], threads, None))
+    return rt.open_model(runtime, artefact_files(bundle, artefact), "int8", None, threads)
 
 
 @click.command()

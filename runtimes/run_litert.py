@@ -6,15 +6,15 @@ leaves runs in LiteRT's own kernels; a delegate that takes nothing is an error, 
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fer_edge.errors import EngineError
-from fer_edge.runtime import Options, one_line
+from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, one_line
 
 try:
     import ai_edge_litert as package
@@ -30,6 +30,15 @@ except ModuleNotFoundError as error:
     _NAME = "tflite_runtime"
 
 _DELEGATE = "delegate:"
+_FORMAT = b"TFL3"
+"""File identifier of the flatbuffer (tensorflow/compiler/mlir/lite/schema/schema.fbs)."""
+_ONE_OPERATOR = base64.b64decode(
+    "GAAAAFRGTDMAAA4AFAAQAAwACAAAAAQADgAAABAAAAAYAAAA4AAAAAMAAAABAAAABAAAACj///8BAAAAEAAAAAwAFAAQAAwACAAEAAwAAAAQAAAAUAAAAF"
+    "QAAABYAAAAAQAAABQAAAAAAA4AFAAAABAADAALAAQADgAAABAAAAAAAAALDAAAABAAAACA////AQAAAAEAAAACAAAAAAAAAAAAAAABAAAAAQAAAAEAAAAA"
+    "AAAAAgAAADAAAAAEAAAA5P///wgAAAAMAAAAAQAAAHkAAAABAAAAAQAAAAwADAAIAAAAAAAEAAwAAAAIAAAADAAAAAEAAAB4AAAAAQAAAAEAAAABAAAACA"
+    "AAAAQABAAEAAAA"
+)
+"""y = x + x of one float32, as TensorFlow Lite has read it since its first release."""
 _WITHOUT_XNNPACK = tflite.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
 
 
@@ -43,6 +52,13 @@ def devices() -> tuple[str, ...]:
     return ("CPU",)
 
 
+def try_device(device: str) -> None:
+    """Run a model of one operator on the CPU; a delegate is tried with the artefact that it is for."""
+    interpreter = tflite.Interpreter(model_content=_ONE_OPERATOR)
+    interpreter.allocate_tensors()
+    interpreter.invoke()
+
+
 class _Session:
     def __init__(self, interpreter: Any, device: str, precision: str) -> None:
         self.engine = engine()
@@ -50,8 +66,12 @@ class _Session:
         self.execution_precision = precision
         self._interpreter = interpreter
         # The signature names the outputs; the tensor indices behind it are read once, which is faster per call.
-        outputs = interpreter.get_signature_runner().get_output_details()
-        self._input = interpreter.get_input_details()[0]["index"]
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_signature_runner().get_output_details()
+        self.signature = Signature(
+            tuple(map(_tensor_type, inputs)), {name: _tensor_type(value) for name, value in outputs.items()}
+        )
+        check_outputs(outputs)
+        self._input = inputs[0]["index"]
         self._feature, self._logits = int(outputs["feature"]["index"]), int(outputs["logits"]["index"])
 
     def run(self, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -63,7 +83,11 @@ class _Session:
         del self._interpreter
 
 
-def open(files: Sequence[Path], options: Options) -> _Session:
+def _tensor_type(details: Any) -> TensorType:
+    return TensorType(tuple(map(int, details["shape_signature"])), np.dtype(details["dtype"]).name)
+
+
+def open(files: Sequence[File], options: Options) -> _Session:
     """Open an artefact. Raises EngineError for an unknown device or precision, or when the engine refuses the file."""
     file, device = files[0], options.device
     if device.upper() != "CPU" and not device.startswith(_DELEGATE):
@@ -77,8 +101,10 @@ def open(files: Sequence[Path], options: Options) -> _Session:
     except (OSError, ValueError, RuntimeError) as error:
         raise EngineError(f"litert cannot load the delegate {device.removeprefix(_DELEGATE)}: {one_line(error)}") from error
     try:
+        if file.content[4:8] != _FORMAT:
+            raise ValueError("it is no TensorFlow Lite model")
         interpreter = tflite.Interpreter(
-            **_model(file),
+            model_content=file.content,
             num_threads=options.threads,
             experimental_delegates=delegates,
             # Without XNNPACK, which would be one delegate more, it shows whether the vendor's took anything.
@@ -93,12 +119,3 @@ def open(files: Sequence[Path], options: Options) -> _Session:
         return _Session(interpreter, device if delegates else "CPU", "int8+fp32" if options.precision == "int8" else "fp32")
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise EngineError(f"{engine()} refuses {file.name}: {one_line(error)}") from error
-
-
-def _model(file: Path) -> dict[str, Any]:
-    """The file by its name, which LiteRT maps into memory; a name that is not Unicode it does not take."""
-    try:
-        str(file).encode()
-    except UnicodeEncodeError:
-        return {"model_content": file.read_bytes()}
-    return {"model_path": str(file)}

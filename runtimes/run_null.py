@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fer_edge.arrays import read_npz
 from fer_edge.errors import EngineError
-from fer_edge.runtime import Options
+from fer_edge.runtime import File, Options, Signature, signature
 
 
 def engine() -> str:
@@ -28,12 +27,17 @@ def devices() -> tuple[str, ...]:
     return ("echo", "spin:MS")
 
 
+def try_device(device: str) -> None:
+    """Nothing can fail to start."""
+
+
 class _Session:
     engine = "null: recorded answers, no model ran"
     execution_precision = "none"
 
-    def __init__(self, answers: dict[bytes, NDArray[np.float32]], device: str, seconds: float) -> None:
+    def __init__(self, answers: dict[bytes, NDArray[np.float32]], signature: Signature, device: str, seconds: float) -> None:
         self.device = device
+        self.signature = signature
         self._answers = answers
         self._first = next(iter(answers.values()))
         self._seconds = seconds
@@ -49,7 +53,7 @@ class _Session:
         """Nothing to give back."""
 
 
-def open(files: Sequence[Path], options: Options) -> _Session:
+def open(files: Sequence[File], options: Options) -> _Session:
     """Read the golden set. Raises EngineError for a device that is neither "echo" nor "spin:MS"."""
     kind, _, amount = options.device.partition(":")
     try:
@@ -58,6 +62,7 @@ def open(files: Sequence[Path], options: Options) -> _Session:
         milliseconds = -1.0
     if (kind, amount) != ("echo", "") and not (kind == "spin" and 0 < milliseconds < 60_000):
         raise EngineError(f"null has no device {options.device!r}; there are echo and spin:MS, as spin:1.5")
-    golden = read_npz(files[0], {"crops", "features"})
+    golden = read_npz(files[0].path, {"crops", "features"})
     answers = {crop.tobytes(): feature for crop, feature in zip(golden["crops"], golden["features"], strict=True)}
-    return _Session(answers, options.device, milliseconds / 1000)
+    (_, height, side, channels), (_, width) = golden["crops"].shape, golden["features"].shape
+    return _Session(answers, signature(height, side, channels, width, labels=0), options.device, milliseconds / 1000)

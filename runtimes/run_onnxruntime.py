@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fer_edge.errors import EngineError
-from fer_edge.runtime import Options, one_line
+from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, one_line
+
+from .onnx_file import check_format
 
 _SUFFIX = "ExecutionProvider"
 _NOT_DEVICES = ("AzureExecutionProvider",)
+_ONE_OPERATOR = bytes.fromhex(
+    "080712003a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a0208014204"
+    "0a00100d"
+)
+"""y = x + x of one float32: opset 13 in ONNX's own format, version 7, which every release since 1.5 reads."""
 
 
 def engine() -> str:
@@ -28,9 +35,23 @@ def devices() -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda name: name != "CPU"))
 
 
+def try_device(device: str) -> None:
+    """Open a model of one operator with this provider alone, and run it."""
+    name = f"{device}{_SUFFIX}"
+    session = ort.InferenceSession(_ONE_OPERATOR, providers=[name], enable_fallback=0)
+    if session.get_providers()[0] != name:
+        raise EngineError("it falls back to the CPU")
+    session.run(None, {"x": np.ones(1, np.float32)})
+
+
 class _Session:
     def __init__(self, session: ort.InferenceSession, precision: str) -> None:
         self.engine = engine()
+        self.signature = Signature(
+            tuple(map(_tensor_type, session.get_inputs())),
+            {value.name: _tensor_type(value) for value in session.get_outputs()},
+        )
+        check_outputs(self.signature.outputs)
         self.device = session.get_providers()[0].removesuffix(_SUFFIX)
         self.execution_precision = precision
         self._session = session
@@ -44,7 +65,14 @@ class _Session:
         del self._session
 
 
-def open(files: Sequence[Path], options: Options) -> _Session:
+def _tensor_type(value: Any) -> TensorType:
+    """onnxruntime's "tensor(float)", and a shape in which a name or None stands for a number that is not fixed."""
+    name = value.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(n if isinstance(n, int) else -1 for n in value.shape)
+    return TensorType(shape, {"float": "float32", "double": "float64"}.get(name, name))
+
+
+def open(files: Sequence[File], options: Options) -> _Session:
     """Open an artefact. Raises EngineError for an unknown provider or precision, a fallback, or a refused file."""
     known = devices()
     name = next((n for n in known if n.lower() == options.device.lower().removesuffix(_SUFFIX.lower())), None)
@@ -63,7 +91,8 @@ def open(files: Sequence[Path], options: Options) -> _Session:
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     wanted = f"{name}{_SUFFIX}"
     try:
-        session = ort.InferenceSession(str(files[0]), settings, providers=[wanted], enable_fallback=0)
+        check_format(files[0].content)
+        session = ort.InferenceSession(files[0].content, settings, providers=[wanted], enable_fallback=0)
         opened = _Session(session, _execution_precision(options.precision, name))
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         raise EngineError(f"onnxruntime on {name} refuses {files[0].name}: {one_line(error)}") from error

@@ -3,17 +3,20 @@ told not to."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
 from fer_edge.errors import EngineError
-from fer_edge.runtime import Options, one_line
+from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, one_line
 
+_IMPORTED_BY = os.getpid()
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _PRODUCTS = (
@@ -34,22 +37,47 @@ def engine() -> str:
 
 def devices() -> tuple[str, ...]:
     """Devices of this machine, the CPU first."""
-    found = ov.Core().available_devices
-    return tuple(sorted(found, key=lambda name: name != "CPU"))
+    return _devices(ov.Core())
+
+
+def _devices(core: ov.Core) -> tuple[str, ...]:
+    return tuple(sorted(core.available_devices, key=lambda name: name != "CPU"))
+
+
+def try_device(device: str) -> None:
+    """Compile a model of one operator for this device, and run it."""
+    _one_operator(device)([np.ones((1, 8), np.float32)])
+
+
+def _one_operator(device: str) -> ov.CompiledModel:
+    x = ov.opset8.parameter([1, 8], np.float32)
+    return ov.Core().compile_model(ov.Model([ov.opset8.relu(x)], [x]), device)
+
+
+@cache
+def _stay(process: int) -> None:
+    """Keep a small model to the end of a forked child. TBB, OpenVINO's pool of threads, ends with its last user, and aborts
+    in a child, where the threads that the parent began are missing."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_one_operator("CPU")))
 
 
 class _Session:
     def __init__(self, compiled: ov.CompiledModel, execution_precision: str) -> None:
         self.engine = engine()
+        self.signature = Signature(tuple(map(_tensor_type, compiled.inputs)), dict(map(_output, compiled.outputs)))
+        check_outputs(self.signature.outputs)
         self.device = ",".join(compiled.get_property("EXECUTION_DEVICES"))
         self.execution_precision = execution_precision
         self._request = compiled.create_infer_request()
         # A preset input tensor saves 80 us over infer([x]): the crop is copied into memory that the engine already knows.
         self._input = self._request.get_input_tensor().data
+        self._shape = self._input.shape
         self._feature = self._request.get_tensor("feature").data
         self._logits = self._request.get_tensor("logits").data
 
     def run(self, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if crop.shape != self._shape:  # numpy would repeat one channel for three
+            raise ValueError(f"a crop of {crop.shape}, and it takes {self._shape}")
         self._input[:] = crop
         self._request.infer()
         return self._feature[0].copy(), self._logits[0].copy()
@@ -58,11 +86,26 @@ class _Session:
         del self._request, self._input, self._feature, self._logits
 
 
-def open(files: Sequence[Path], options: Options) -> _Session:
+def _tensor_type(port: ov.ConstOutput) -> TensorType:
+    shape = tuple(n.get_length() if n.is_static else -1 for n in port.get_partial_shape())
+    name = port.get_element_type().get_type_name()
+    return TensorType(shape, {"u8": "uint8", "f32": "float32"}.get(name, name))
+
+
+def _output(port: ov.ConstOutput) -> tuple[str, TensorType]:
+    names = sorted(port.get_names(), key=lambda name: (name not in ("feature", "logits"), name))
+    return names[0] if names else "one without a name", _tensor_type(port)
+
+
+def open(files: Sequence[File], options: Options) -> _Session:
     """Compile an artefact. Raises EngineError for an unknown device or precision, or when OpenVINO refuses the file."""
+    # One for each session, and gone with it: while a Core lives, the threads of closed sessions wait to be used again, and
+    # after a fork a child would take them for its own.
     core = ov.Core()
+    if os.getpid() != _IMPORTED_BY:
+        _stay(os.getpid())
     device, wanted = options.device.upper(), options.execution_precision or "fp32"
-    base, known = device.split(".")[0], devices()
+    base, known = device.split(".")[0], _devices(core)
     if base not in {name.split(".")[0] for name in known}:  # AUTO and its kin too: they choose a device without a word
         raise EngineError(f"openvino has no device {device!r} here; there are {', '.join(known)}")
     if wanted not in _HINTS:
@@ -73,7 +116,12 @@ def open(files: Sequence[Path], options: Options) -> _Session:
     if base == "CPU":
         config |= {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1}
     try:
-        compiled = core.compile_model(files[0], device, config)
+        # From bytes: by its name OpenVINO would take any .bin that lies beside the .xml.
+        model, weights = (file.content for file in files)
+        # It reads other formats under this ending, ONNX and its external data among them.
+        if model.lstrip()[:5] not in (b"<?xml", b"<net "):
+            raise ValueError("it is no OpenVINO IR")
+        compiled = core.compile_model(core.read_model(model, weights), device, config)
         session = _Session(compiled, _execution_precision(compiled))
         got = _hint(compiled) if options.execution_precision else wanted
     except (RuntimeError, ValueError, TypeError) as error:

@@ -4,6 +4,7 @@ take."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,9 @@ import fer_edge
 from fer_edge import runtime as rt
 from fer_edge.bundle import golden_set, label_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE, choose_artefact, open_session
-from fer_edge.engines import RUNTIMES, installed, preferred_order
+from fer_edge.engines import ENGINES, RUNTIMES, installed, preferred_order
 from fer_edge.verify import verify
 
-ENGINES = list(RUNTIMES)
 BOX = (168, 56, 112, 112)
 
 
@@ -31,7 +31,7 @@ def need(runtime: str) -> None:
         pytest.skip(f"the engine of {runtime} is not installed")
 
 
-@pytest.mark.parametrize("runtime", [*ENGINES, "null"])
+@pytest.mark.parametrize("runtime", [*RUNTIMES, "null"])
 def test_every_runtime_gives_the_recorded_answer(runtime: str) -> None:
     """The golden crops, one by one: the float reference's label and, within what int8 costs, its feature."""
     need(runtime)
@@ -52,7 +52,7 @@ def test_every_runtime_gives_the_recorded_answer(runtime: str) -> None:
     assert cosine.mean() > (0.95 if runtime != "null" else 0.999999)
 
 
-@pytest.mark.parametrize("runtime", ENGINES)
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_photo_is_labelled_and_says_what_ran(runtime: str, portrait: Path) -> None:
     need(runtime)
     with fer_edge.load(runtime=runtime, threads=1) as clf:
@@ -94,7 +94,7 @@ def test_the_order_of_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         assert clf.runtime == present[1]
 
 
-@pytest.mark.parametrize("runtime", ENGINES)
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_missing_engine_names_its_extra(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, runtime)
     with pytest.raises(fer_edge.MissingExtraError, match=rf"pip install 'fer-edge\[{runtime}\]'"):
@@ -102,13 +102,13 @@ def test_a_missing_engine_names_its_extra(runtime: str, monkeypatch: pytest.Monk
 
 
 def test_without_any_engine_the_error_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ENGINES:
+    for name in RUNTIMES:
         without(monkeypatch, name)
     with pytest.raises(fer_edge.MissingExtraError, match=r"pip install 'fer-edge\["):
         fer_edge.load()
 
 
-@pytest.mark.parametrize("runtime", ENGINES)
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_device_that_is_not_there_is_an_error_that_lists_those_that_are(runtime: str) -> None:
     need(runtime)
     with pytest.raises(fer_edge.EngineError, match="CPU"):
@@ -174,7 +174,7 @@ def test_an_engine_that_does_not_import_stops_no_other(
         fer_edge.load(runtime="onnxruntime")
     rows = {row.runtime: row.status for row in verify(open_bundle(DEFAULT_BUNDLE)).rows}
     assert rows["onnxruntime"] == "refused"
-    assert all(rows[name] == "ok" for name in ENGINES if name != "onnxruntime" and installed(name))
+    assert all(rows[name] == "ok" for name in RUNTIMES if name != "onnxruntime" and installed(name))
 
 
 def test_a_folder_of_an_engines_name_is_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ def test_a_folder_of_an_engines_name_is_no_engine(tmp_path: Path, monkeypatch: p
     assert not installed("litert")
 
 
-@pytest.mark.parametrize("runtime", ENGINES)
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_folder_whose_name_is_not_unicode(runtime: str, tmp_path: Path) -> None:
     need(runtime)
     try:
@@ -210,14 +210,14 @@ def test_a_gpu_provider_is_never_replaced_by_the_cpu() -> None:
             fer_edge.load(runtime="onnxruntime", device=device)
 
 
-@pytest.mark.parametrize("runtime", ENGINES)
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_file_that_the_engine_refuses_is_one_error_that_names_it(runtime: str, tmp_path: Path) -> None:
     need(runtime)
-    suffix = {"openvino": ".xml", "litert": ".tflite", "onnxruntime": ".onnx"}[runtime]
-    file = tmp_path / f"model-int8{suffix}"
-    file.write_bytes(b"<net>" + bytes(range(256)) * 8)
-    with pytest.raises(fer_edge.EngineError, match=f"model-int8{suffix}") as caught:
-        rt.load_runtime(runtime).open([file], rt.Options("int8", "CPU", 1, None))
+    files = [tmp_path / f"model-int8{suffix}" for suffix in ENGINES[runtime].suffixes]
+    for file in files:
+        file.write_bytes(b"<net name='x'>" + bytes(range(256)) * 8)
+    with pytest.raises(fer_edge.EngineError, match=re.escape(files[0].name)) as caught:
+        rt.open_model(runtime, files, "int8", None, threads=1)
     assert "\n" not in str(caught.value)
 
 
@@ -257,7 +257,7 @@ def test_openvino_never_chooses_a_device_by_itself(device: str) -> None:
         fer_edge.load(runtime="openvino", device=device)
 
 
-@pytest.mark.parametrize("runtime", ENGINES)
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_an_engine_that_fails_while_running_is_one_error(runtime: str) -> None:
     """A crop of the wrong shape is refused by every engine in its own way; users see an EngineError."""
     need(runtime)
@@ -282,13 +282,13 @@ def test_arguments_of_a_wrong_type() -> None:
 def test_nan_is_an_error_and_not_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old engines answer with NaN and no error; the classifier does not pass that on."""
     with fer_edge.load(runtime="null") as clf:
-        answers = clf._session._answers  # type: ignore[union-attr]
-        clf._session._first = next(iter(answers.values())) * np.float32("nan")  # type: ignore[union-attr]
+        adapters = clf._session._owned.value  # type: ignore[union-attr]
+        adapters._first = adapters._first * np.float32("nan")  # type: ignore[attr-defined]
         with pytest.raises(fer_edge.EngineError, match="NaN"):
             clf.predict(np.zeros((48, 48), np.uint8))
 
 
-@pytest.mark.parametrize("runtime", ENGINES)
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_device_needs_no_other_package(runtime: str, portrait: Path) -> None:
     """Predicting imports the engine, numpy, Pillow and nothing of the host side."""
     need(runtime)

@@ -145,7 +145,6 @@ if child == 0:
             call()
         except fer_edge.UsageError as error:
             raised += "fork" in str(error)
-    clf.close()
     os._exit(0 if raised == 7 else 1)
 _, status = os.waitpid(child, 0)
 assert os.waitstatus_to_exitcode(status) == 0, status
@@ -160,6 +159,87 @@ print("good")
 def test_a_forked_child_is_told_to_load_again(engine: str) -> None:
     done = subprocess.run([sys.executable, "-c", FORK, engine], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "good\n"), done.stderr
+
+
+ENDINGS = """
+import gc, multiprocessing, os, signal, sys
+import numpy as np
+import fer_edge
+
+engine, face = sys.argv[1], np.zeros((48, 48), np.uint8)
+
+
+def opened():
+    clf = fer_edge.load(runtime=engine, threads=2)  # two threads: an engine of one may start none
+    clf.predict(face)
+    return clf
+
+
+def child(work):
+    pid = os.fork()
+    if not pid:
+        signal.alarm(60)  # ends a child that waits for the parent's threads
+        work()
+        sys.exit(0)  # an ordinary end: whatever is left is destroyed
+    _, status = os.waitpid(pid, 0)
+    print(work.__name__, os.waitstatus_to_exitcode(status), flush=True)
+
+
+def nothing():
+    pass
+
+
+def close_and_drop():
+    global clf
+    clf.close()
+    clf = None
+    gc.collect()
+
+
+def load_again():
+    global clf
+    clf = opened()
+
+
+def load_and_close():
+    for _ in range(2):
+        with opened():
+            pass
+
+
+def grandchild():
+    own = opened()
+    child(load_again)
+    own.predict(face)
+
+
+def answer(_):
+    return clf.predict(face).label
+
+
+opened().close()
+child(nothing)
+child(load_and_close)
+clf, other, dropped = opened(), opened(), opened()
+other.close()
+del dropped
+for work in (nothing, close_and_drop, load_again, load_and_close, grandchild):
+    child(work)
+with multiprocessing.get_context("fork").Pool(2, initializer=load_again) as pool:
+    print(set(pool.map_async(answer, range(4)).get(timeout=60)) == {answer(0)})
+clf.close()
+"""
+"""How children of a process that has used an engine may go on and end: servers that fork after loading, worker pools."""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_forked_child_loads_its_own_and_ends_as_it_likes(engine: str) -> None:
+    """An engine's threads are not in the child: whoever destroys what was inherited waits for them, or aborts."""
+    done = subprocess.run([sys.executable, "-c", ENDINGS, engine], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    works = ["nothing", "load_and_close", "nothing", "close_and_drop", "load_again", "load_and_close", "load_again"]
+    assert done.stdout.split("\n")[:-1] == [*(f"{work} 0" for work in works), "grandchild 0", "True"], done.stderr
 
 
 def test_one_image_is_not_several(portrait: Path) -> None:
