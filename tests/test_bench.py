@@ -33,6 +33,7 @@ from fer_edge.benchmarks.machine import handover_us
 from fer_edge.benchmarks.macs import count_macs
 from fer_edge.benchmarks.measure import Job
 from fer_edge.benchmarks.memory import engine_files, forget, memory_mb
+from fer_edge.benchmarks.report.page import report
 from fer_edge.benchmarks.report.screen import IDENTITY, bench_text, fitting
 from fer_edge.benchmarks.report.tables import flat_csv, markdown, number, rows_of
 from fer_edge.benchmarks.results import SCENARIOS, Configuration, Latency, Results, latency, read_results
@@ -149,6 +150,27 @@ def test_a_slow_model_drops_the_cameras_frames() -> None:
     assert seen == sorted(set(seen)), "no frame is looked at twice, none out of turn"
     quick = traffic.camera(lambda i: None, replace(QUICK, fps=100.0, seconds=0.3, faces=3))
     assert quick.details["frames"] * 3 == pytest.approx(quick.throughput_per_s * quick.seconds) or quick.details["dropped"]
+
+
+def test_dropped_frames_are_in_every_output(run: Results) -> None:
+    """None too: a reader must not have to guess what a missing column means."""
+    details = {"dropped": 3, "frames": 41}
+    rows = [replace(r, details={**r.details, **details}) if r.scenario == "camera" else r for r in run.rows]
+    for dropped in (3, 0):
+        rows = [replace(r, details={**r.details, "dropped": dropped}) if r.scenario == "camera" else r for r in rows]
+        results, screen = replace(run, rows=tuple(rows)), io.StringIO()
+        bench_text(results, screen)
+        cell = f"{dropped} of 41"
+        head, cells = rows_of(results)
+        assert [texts[head.index("dropped")] for texts in cells] == [cell if r.scenario == "camera" else "-" for r in rows]
+        for text in (markdown(results), screen.getvalue(), report(results)):
+            assert text.count(cell) >= len(RUNTIMES)
+            assert "dropped" in text
+        table = csv.DictReader(io.StringIO(flat_csv(results)))
+        found = {row["details.dropped"] for row in table if row["scenario"] == "camera"}
+        assert found == {str(dropped)}
+        assert {r["details"]["dropped"] for r in results.as_json()["results"] if r["scenario"] == "camera"} == {dropped}
+    assert "dropped" not in rows_of(replace(run, rows=tuple(r for r in rows if r.scenario != "camera")))[0]
 
 
 class Clock:

@@ -402,7 +402,7 @@ def test_where_nothing_can_be_written_is_seen_first(
     (tmp_path / "file").touch()
     targets = ("w.pth", "file/w.safetensors")
     wrong = [(["fit", str(tmp_path / "cache"), "--batch", "4", "-o", str(tmp_path / name)], name) for name in targets]
-    pilot = [
+    report = [
         "report",
         str(tmp_path / "cache"),
         "--faces",
@@ -412,7 +412,7 @@ def test_where_nothing_can_be_written_is_seen_first(
         "-o",
         str(tmp_path / "no/r.html"),
     ]
-    for arguments, words in (*wrong, (pilot, "no/r.html cannot be written")):
+    for arguments, words in (*wrong, (report, "no/r.html cannot be written")):
         with pytest.raises(SystemExit) as end:
             main(["transfer", *arguments])
         err = capfd.readouterr().err

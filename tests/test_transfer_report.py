@@ -1,4 +1,4 @@
-"""The pilot's verdict: on a planted cache whose answer is known, and the whole way on real faces and small random models."""
+"""The trial of a cache: on a planted one whose answer is known, and the whole way on real faces and small random models."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
 import fer_edge
+from fer_edge.accuracy import confusion_matrix, intervals, paired_difference, recall_by_label, uar, war
 from fer_edge.cli import main
 from fer_edge.converters.graph import class_constants
 from fer_edge.converters.sources import open_encoder
 from fer_edge.converters.transfer import trial
 from fer_edge.converters.transfer.cache import CachePlan, Row, Side
-from fer_edge.converters.transfer.feature_pairs import Pairs
+from fer_edge.converters.transfer.feature_pairs import FeaturePairs
 from fer_edge.converters.transfer.features import Faces
 from fer_edge.converters.transfer.fit import FitRecipe, fit
-from fer_edge.converters.transfer.trial import Asked, Pilot, pilot
+from fer_edge.converters.transfer.trial import Accuracy, TransferTrial, TrialRequest, run_trial
 from fer_edge.converters.transfer.trial_page import report, verdict
 from fer_edge.labelled import LabelledFaces
 from fer_edge.labels import LABEL_SETS, built_in_prompts
@@ -38,12 +39,12 @@ DIM = 64
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pilot") / "clip"
+    folder = tmp_path_factory.mktemp("trial") / "clip"
     write_clip(folder, dim=DIM, width=24, layers=1, heads=2, patch=8, image=32)
     return folder
 
 
-def planted_pairs(clip: Path, mixed: bool = False) -> Pairs:
+def planted_pairs(clip: Path, mixed: bool = False) -> FeaturePairs:
     """A cache as that CLIP would have made it, with planted features."""
     data = planted(Plan(faces=2400, test=10, image_dim=DIM, llm_dim=80, expression_dim=6, identity_dim=40))
     data = shuffled(data) if mixed else data
@@ -51,22 +52,22 @@ def planted_pairs(clip: Path, mixed: bool = False) -> Pairs:
     side = Side(source.source, source.sha256, DIM, {"pixels": "plain"})
     rows = tuple(Row(str(i), f"{i:064d}") for i in range(len(data.image)))
     plan = CachePlan(tuple(r.path for r in rows), side, Side("llm", "0" * 64, 80, {}), 512, False, 100.0)
-    return Pairs(plan, rows, (), (), data.image, data.llm)
+    return FeaturePairs(plan, rows, (), (), data.image, data.llm)
 
 
 @pytest.fixture(scope="module")
-def found(clip: Path) -> Pilot:
-    return pilot(planted_pairs(clip), Asked(str(clip)), FitRecipe(method="ridge", batch=128))
+def found(clip: Path) -> TransferTrial:
+    return run_trial(planted_pairs(clip), TrialRequest(str(clip)), FitRecipe(method="ridge", batch=128))
 
 
-def test_the_verdict_tells_knowledge_from_none(clip: Path, found: Pilot) -> None:
-    none = pilot(planted_pairs(clip, mixed=True), Asked(str(clip)), FitRecipe(method="ridge", batch=128))
+def test_the_verdict_tells_knowledge_from_none(clip: Path, found: TransferTrial) -> None:
+    none = run_trial(planted_pairs(clip, mixed=True), TrialRequest(str(clip)), FitRecipe(method="ridge", batch=128))
     assert found.retrieval > 5 / 240 > none.retrieval
     assert any("has learned something" in line for line in verdict(found))
     assert any("hardly more than chance" in line for line in verdict(none))
 
 
-def test_the_learning_curve_rises(found: Pilot) -> None:
+def test_the_learning_curve_rises(found: TransferTrial) -> None:
     assert [p.faces for p in found.curve] == [270, 540, 1080, 2160]
     assert found.curve[-1].retrieval > found.curve[0].retrieval
     assert found.held_out == 240
@@ -84,11 +85,11 @@ def test_every_point_of_the_curve_takes_as_many_steps(count: int, clip: Path, mo
     monkeypatch.setattr(trial, "fit", counted)
     whole = planted_pairs(clip)
     few = replace(whole, rows=whole.rows[:count], image=whole.image[:count], llm=whole.llm[:count])
-    pilot(few, Asked(str(clip)), FitRecipe(batch=256, epochs=8))
+    run_trial(few, TrialRequest(str(clip)), FitRecipe(batch=256, epochs=8))
     assert max(steps) <= 1.15 * min(steps), steps
 
 
-def test_no_advice_without_grounds(found: Pilot) -> None:
+def test_no_advice_without_grounds(found: TransferTrial) -> None:
     """Neither where nothing was learned, nor from points that lie too near."""
     first, *_, last = found.curve
     assert "in as many steps" in " ".join(verdict(found))
@@ -97,7 +98,7 @@ def test_no_advice_without_grounds(found: Pilot) -> None:
     assert "while nothing is learned" in " ".join(verdict(replace(found, retrieval=1 / found.among)))
 
 
-def test_flips_and_balance_against_an_independent_count(clip: Path, found: Pilot) -> None:
+def test_flips_and_balance_against_an_independent_count(clip: Path, found: TransferTrial) -> None:
     """Plain CLIP by the formula in float64."""
     pairs, names = planted_pairs(clip), LABEL_SETS["rafdb7"]
     encoder = open_encoder(str(clip))
@@ -118,7 +119,7 @@ def test_flips_and_balance_against_an_independent_count(clip: Path, found: Pilot
         assert found.balance_after[name] * found.faces == pytest.approx(after, abs=0.5)
 
 
-def test_nearest_and_farthest_are_in_order(found: Pilot) -> None:
+def test_nearest_and_farthest_are_in_order(found: TransferTrial) -> None:
     for ends in found.ends.values():
         near, far = ([cosine for _, cosine in some] for some in (ends.nearest, ends.farthest))
         assert near == sorted(near, reverse=True)
@@ -136,7 +137,7 @@ def labelled(count: int, seed: int = 5) -> LabelledFaces:
 def test_accuracy_before_and_after(clip: Path) -> None:
     """Labels by synonyms, strangers skipped and named, plain CLIP's figures as scikit-learn counts them."""
     faces = labelled(30)
-    got = pilot(planted_pairs(clip), Asked(str(clip), labelled=faces), FitRecipe(method="ridge", batch=128))
+    got = run_trial(planted_pairs(clip), TrialRequest(str(clip), labelled=faces), FitRecipe(method="ridge", batch=128))
     assert got.labelled == 20
     assert got.skipped == {"boredom": 10}
     assert got.before
@@ -155,31 +156,59 @@ def test_accuracy_before_and_after(clip: Path) -> None:
     low, high = got.before.uar_interval
     assert low <= got.before.uar <= high
     assert all(p.uar is not None for p in got.curve)
+    assert got.gain
+    assert got.gain.uar == pytest.approx(got.after.uar - got.before.uar)
+    assert got.gain.war == pytest.approx(got.after.war - got.before.war)
+    low, high = got.gain.uar_interval
+    assert low <= got.gain.uar <= high
     assert any("UAR goes from" in line for line in verdict(got))
+
+
+@pytest.mark.parametrize(("before", "after", "called"), [(0.5, 0.75, True), (0.75, 0.5, True), (0.6, 0.6, False)])
+def test_a_gain_is_called_where_there_is_one(before: float, after: float, called: bool, found: TransferTrial) -> None:
+    """Of two classifiers over the same 200 faces: better, worse, and equally good on other faces."""
+    rng = np.random.default_rng(7)
+    truth = np.arange(200) % 7
+    answers = [np.where(rng.permutation(200) < share * 200, truth, (truth + 1) % 7) for share in (before, after)]
+    figures = []
+    for predicted in answers:
+        table = confusion_matrix(truth, predicted, 7)
+        spans = intervals(table, found.labels)
+        figures.append(Accuracy(war(table), spans.war, uar(table), spans.uar, recall_by_label(table, found.labels)))
+    gain = paired_difference(truth, *answers)
+    lines = verdict(replace(found, labelled=200, before=figures[0], after=figures[1], gain=gain))
+    (line,) = (text for text in lines if "UAR goes from" in text)
+    assert line.startswith(f"On 200 labelled faces UAR goes from {figures[0].uar:.1%} to {figures[1].uar:.1%} (by ")
+    assert line.endswith(": within what so few faces can tell.") != called
+    low, high = gain.uar_interval
+    assert f"(by {100 * low:+.1f} to {100 * high:+.1f} points, 98% interval over the same faces)" in line
+    assert (low > 0, high < 0) == (called and after > before, called and after < before)
 
 
 def test_what_no_verdict_can_be_given_on(clip: Path, tmp_path: Path) -> None:
     pairs = planted_pairs(clip)
     with pytest.raises(fer_edge.UsageError, match="too few"):
-        pilot(
-            replace(pairs, rows=pairs.rows[:50], image=pairs.image[:50], llm=pairs.llm[:50]), Asked(str(clip)), FitRecipe()
+        run_trial(
+            replace(pairs, rows=pairs.rows[:50], image=pairs.image[:50], llm=pairs.llm[:50]),
+            TrialRequest(str(clip)),
+            FitRecipe(),
         )
     write_clip(tmp_path / "other", dim=DIM, width=24, layers=1, heads=2, patch=8, image=32, seed=9)
     with pytest.raises(fer_edge.ConversionError, match="not the CLIP of this cache"):
-        pilot(pairs, Asked(str(tmp_path / "other")), FitRecipe(batch=128))
+        run_trial(pairs, TrialRequest(str(tmp_path / "other")), FitRecipe(batch=128))
     strange = LabelledFaces([np.zeros((8, 8, 3), np.uint8)], ["boredom"])
     with pytest.raises(fer_edge.LabelError, match="none of the classes"):
-        pilot(pairs, Asked(str(clip), labelled=strange), FitRecipe(batch=128))
+        run_trial(pairs, TrialRequest(str(clip), labelled=strange), FitRecipe(batch=128))
 
 
-def test_the_page_is_whole_and_fetches_nothing(found: Pilot, tmp_path: Path) -> None:
+def test_the_page_is_whole_and_fetches_nothing(found: TransferTrial, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (found.faces, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "faces.npz", images=images)
     known = {str(i): hashlib.sha256(pixels.tobytes()).hexdigest() for i, pixels in enumerate(images)}
     page = report(found, Faces(tmp_path / "faces.npz"), known)
     assert page.count("data:image/jpeg") == 7 * 2 * 6
-    assert page.count("data:image/png") == 2
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count("<svg") == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
     for line in verdict(found):
         assert line.split(";")[0] in page
     json.loads(json.dumps(found.as_json(), allow_nan=False))

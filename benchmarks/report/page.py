@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from fer_edge.page import bullets, page, table
+from fer_edge.page import bullets, page, plot, table
 
 from ..environment import WORDS, in_words
 from ..results import Results
@@ -28,13 +28,10 @@ def report(results: Results) -> str:
     if results.rows:
         head, rows = rows_of(results)
         parts += ["<h2>Results</h2>", table(head, rows, TEXT_COLUMNS, wrong=[row[-1] == "WRONG" for row in rows])]
-    parts += [_plot(anchor, title, picture) for anchor, title, picture in plots(results)]
+    for anchor, title, figure in plots(results):
+        parts += [f'<h2 id="{anchor}">{escape(title)}</h2>', plot(figure, title)]
     parts += ["<h2>The box</h2>", table(["", ""], _environment(results.environment))]
     return page("fer-edge benchmark", parts)
-
-
-def _plot(anchor: str, title: str, picture: str) -> str:
-    return f'<h2 id="{anchor}">{escape(title)}</h2>\n<figure aria-label="{escape(title)}">{picture}</figure>'
 
 
 def _environment(found: Mapping[str, Any]) -> list[list[str]]:

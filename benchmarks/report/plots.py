@@ -1,33 +1,31 @@
-"""Plots of a run as SVG text, by matplotlib. Every plot answers one question, which is its title."""
+"""Plots of a run, by matplotlib. Every plot answers one question, which is its title."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from fer_edge.engines import ENGINES
+from fer_edge.page import INK
 
 from ..results import Results, Row, several_bundles
 from .tables import accuracy_of, several_devices, without_threads
 
 WIDTH = 5.2
 """Inches: at 100% a phone's screen is about as wide, and the text stays legible when it is not enlarged."""
-INK, SOFT, ACCENT, WRONG = "#1f2933", "#9aa5b1", "#0b7285", "#c92a2a"
+SOFT, ACCENT, WRONG = "#9aa5b1", "#0b7285", "#c92a2a"
 COLORS = ("#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c", "#1864ab", "#a61e4d", "#5c940d")
 STAGES = ("decode", "crop_resize", "engine", "scoring")
 MOST_POINTS = 1500
 """Of one line: more makes the file large and nothing clearer."""
 
 
-def plots(results: Results) -> list[tuple[str, str, str]]:
-    """(anchor, title, SVG) of every plot that the run has something to show in."""
+def plots(results: Results) -> list[tuple[str, str, Figure]]:
+    """(anchor, title, figure) of every plot that the run has something to show in."""
     rows = {scenario: [row for row in results.rows if row.scenario == scenario] for scenario in ("single-stream", "camera")}
     single, found = rows["single-stream"], []
     whole = single or list(results.rows)
@@ -74,27 +72,11 @@ def color(row: Row) -> str:
     return COLORS[names.index(name) if name in names else 4 + sum(map(ord, name)) % 4]
 
 
-def _figure(bars: int, draw: Callable[[Axes, Results, Any], None], results: Results, rows: Sequence[Any]) -> str:
+def _figure(bars: int, draw: Callable[[Axes, Results, Any], None], results: Results, rows: Sequence[Any]) -> Figure:
     figure = Figure(figsize=(WIDTH, 1.3 + 0.38 * max(bars, 3)), layout="constrained")
     axes = figure.add_subplot()
     draw(axes, results, rows)
-    return svg(figure)
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an <svg> element that scales with the page."""
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=INK, labelsize=8)
-    stream = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
-        stream, metadata={"Date": None, "Creator": None}
-    )
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
-    )
+    return figure
 
 
 def _distributions(axes: Axes, results: Results, rows: Sequence[Row]) -> None:
@@ -171,7 +153,7 @@ def _series(axes: Axes, results: Results, rows: Sequence[Row]) -> None:
     axes.legend(fontsize=6.5, frameon=False, ncols=2)
 
 
-def _sustained(found: Mapping[str, Any]) -> str:
+def _sustained(found: Mapping[str, Any]) -> Figure:
     """Latency, clock and temperature over time, as far as the box has sensors for them."""
     points = found["points"]
     minutes = [p["at"] / 60 for p in points]
@@ -187,7 +169,7 @@ def _sustained(found: Mapping[str, Any]) -> str:
         if found["throttled_after_s"] is not None:
             axes.axvline(found["throttled_after_s"] / 60, color=WRONG, linewidth=0.8, linestyle="--")
     figure.axes[-1].set_xlabel("minutes", fontsize=8, color=INK)
-    return svg(figure)
+    return figure
 
 
 def _interleaved(axes: Axes, results: Results, entries: Sequence[Mapping[str, Any]]) -> None:

@@ -68,6 +68,11 @@ def answers(row: Row) -> str:
     return {"ok": "right", "miss": "WRONG", "drift allowed": "drift", "no model": "no model"}.get(status, status)
 
 
+def dropped_frames(row: Row) -> str:
+    """Of a camera: "3 of 40"; "-" of other scenarios."""
+    return f"{row.details['dropped']} of {row.details['frames']}" if "dropped" in row.details else "-"
+
+
 def several_devices(results: Results) -> bool:
     """Whether rows need to say which device they ran on: some runtime ran on more than one."""
     ran = {(row.configuration.runtime, row.device) for row in results.rows}
@@ -75,8 +80,13 @@ def several_devices(results: Results) -> bool:
 
 
 def rows_of(results: Results) -> tuple[list[str], list[list[str]]]:
-    """(head, cells of every row), with the bundle's name first when there are several, and WAR where it was measured."""
+    """(head, cells of every row), with the bundle's name first when there are several, a camera's dropped frames, and WAR
+    where it was measured."""
     head, rows = list(HEAD), [cells(row) for row in results.rows]
+    if any(row.scenario == "camera" for row in results.rows):
+        head.insert(-1, "dropped")
+        for row, texts in zip(results.rows, rows, strict=True):
+            texts.insert(-1, dropped_frames(row))
     measured = accuracy_of(results)
     if measured:
         head.insert(-1, "WAR")
@@ -160,7 +170,7 @@ def remarks(results: Results) -> list[str]:
         notes.append(
             "camera: "
             + "; ".join(
-                f"{named(row.configuration, results)} dropped {row.details['dropped']} of {row.details['frames']} frames"
+                f"{named(row.configuration, results)} dropped {dropped_frames(row)} frames"
                 for row in results.rows
                 if row.details.get("dropped")
             )

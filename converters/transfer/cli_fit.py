@@ -166,7 +166,7 @@ def report(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """The pilot's verdict on CACHE: what the projection learns and changes, and whether more faces would help.
+    """A trial of CACHE: what the projection learns and changes, and whether more faces would help.
 
     The HTML file shows faces of the cache: treat it as you treat them.
     """
@@ -178,7 +178,7 @@ def report(
         from .feature_pairs import read_pairs
         from .features import Faces
         from .fit import FitRecipe
-        from .trial import Asked, pilot
+        from .trial import TrialRequest, run_trial
         from .trial_page import report as page
         from .trial_page import verdict
 
@@ -187,8 +187,8 @@ def report(
     pairs, known = read_pairs(cache), Faces(faces)
     some = read_faces(labelled, truth, classes) if labelled else None
     recipe = FitRecipe(scale=pairs.plan.scale, **options)
-    with fraction(sys.stderr, "the pilot") as progress:
-        found = pilot(pairs, Asked(encoder, labels, prompts, held_out, some), recipe, progress)
+    with fraction(sys.stderr, "the trial") as progress:
+        found = run_trial(pairs, TrialRequest(encoder, labels, prompts, held_out, some), recipe, progress)
     emit(found.as_json()) if as_json else say("\n".join(verdict(found)))
     if output is not None:
         write_text(output, page(found, known, {row.path: row.sha256 for row in pairs.rows}))

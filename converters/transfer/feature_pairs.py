@@ -15,7 +15,7 @@ from .cache import CachePlan, LeftOut, Row, missing_shards, read_plan, shard_fil
 
 
 @dataclass(frozen=True)
-class Contents:
+class CacheContents:
     """Which faces a cache holds. ``repeated``: faces whose bytes were there already; they are not among the ``rows``;
     ``kept``: of each shard, the places of its rows that are."""
 
@@ -27,7 +27,7 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class FeaturePairs:
     """Everything in a cache, half or float as stored: ``image`` (N, D), ``llm`` (N, P). ``repeated``: faces whose bytes were
     there already; they are not among the rows."""
 
@@ -39,7 +39,7 @@ class Pairs:
     llm: Tensor
 
 
-def read_contents(cache: Path) -> Contents:
+def read_contents(cache: Path) -> CacheContents:
     """Which faces are in the cache, without their features. Raises ConversionError when shards are missing or damaged, or no
     face is left."""
     plan = read_plan(cache)
@@ -69,10 +69,10 @@ def read_contents(cache: Path) -> Contents:
     if not rows:
         why = f", the first because {left_out[0].problem}" if left_out else ""
         raise ConversionError(f"{cache} holds no face: all {len(left_out)} were left out{why}")
-    return Contents(plan, tuple(rows), tuple(left_out), tuple(repeated), tuple(kept))
+    return CacheContents(plan, tuple(rows), tuple(left_out), tuple(repeated), tuple(kept))
 
 
-def read_pairs(cache: Path) -> Pairs:
+def read_pairs(cache: Path) -> FeaturePairs:
     """The whole cache. Raises ConversionError as :func:`read_contents`."""
     found = read_contents(cache)
     plan, total = found.plan, len(found.rows)
@@ -84,4 +84,4 @@ def read_pairs(cache: Path) -> Pairs:
         place, start = slice(start, start + len(fresh)), start + len(fresh)
         with safe_open(shard_file(cache, k), framework="pt") as opened:
             image[place], llm[place] = (opened.get_tensor(name)[list(fresh)] for name in ("image", "llm"))
-    return Pairs(plan, found.rows, found.left_out, found.repeated, image, llm)
+    return FeaturePairs(plan, found.rows, found.left_out, found.repeated, image, llm)

@@ -12,7 +12,7 @@ from fer_edge.errors import UsageError
 from fer_edge.files import check_target, write_bytes
 
 from ..sources import PROJECTION
-from .feature_pairs import Pairs
+from .feature_pairs import FeaturePairs
 from .fit import FitRecipe, Fitted
 
 
@@ -23,7 +23,7 @@ def check_projection(path: Path) -> None:
     check_target(path, make_folder=True)
 
 
-def write_projection(path: Path, fitted: Fitted, recipe: FitRecipe, pairs: Pairs) -> None:
+def write_projection(path: Path, fitted: Fitted, recipe: FitRecipe, pairs: FeaturePairs) -> None:
     """Write W under the reference's key, ``mlp.weight``, in one step; how it was made goes into the header. Raises
     UsageError for another ending than .safetensors."""
     made = {

@@ -1,4 +1,4 @@
-"""The pilot's verdict on a cache: does the projection learn anything, what does it change, would more faces help?
+"""The trial of a cache: does the projection learn anything, what does it change, would more faces help?
 
 Everything is shown against plain CLIP under the same prompts, because much of a published gain is the prompt's. On labelled
 faces plain CLIP sees pixels as it was trained, with its mean and std; of the cache's faces there are only the features of
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fer_edge.accuracy import confusion_matrix, intervals, recall_by_label, uar, war
+from fer_edge.accuracy import Difference, confusion_matrix, intervals, paired_difference, recall_by_label, uar, war
 from fer_edge.errors import ConversionError, LabelError, UsageError
 from fer_edge.labelled import LabelledFaces, label_of
 from fer_edge.labels import LabelSet
@@ -23,15 +23,15 @@ from fer_edge.labels import LabelSet
 from ..compile_labels import compile_label_sets
 from ..graph import fold
 from ..sources import open_encoder
-from .feature_pairs import Pairs
+from .feature_pairs import FeaturePairs
 from .fit import FitRecipe, Fitted, Sides, evaluate, fit
 from .sources import image_source
 
-SHARES = (0.125, 0.25, 0.5, 1.0)
+CURVE_SHARES = (0.125, 0.25, 0.5, 1.0)
 """Of the faces to learn from: points of the learning curve."""
-AMONG = 512
+RETRIEVAL_FACES = 512
 """Held-out faces among which one looks for its own LLM features, if there are so many: the paper's batch."""
-SHOWN = 6
+SHEET_FACES = 6
 """Faces of a label on the contact sheet, at each end."""
 
 
@@ -47,7 +47,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """Of the learning curve: faces learned from, retrieval on the held-out faces, accuracy on the labelled ones."""
 
     faces: int
@@ -57,7 +57,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Ends:
+class ExtremeFaces:
     """Faces whose projected features are nearest to a label's constant, and farthest from it, with their cosines."""
 
     nearest: tuple[tuple[str, float], ...]
@@ -65,10 +65,11 @@ class Ends:
 
 
 @dataclass(frozen=True)
-class Pilot:
+class TransferTrial:
     """``retrieval``: share of held-out faces whose own LLM features are the nearest among ``among``; ``balance_*``: share of
     the unlabelled faces given each label, by plain CLIP (on the cache's pixels) and projected; ``flips``: share whose label
-    changes, and ``flows`` how many from which label to which; ``labelled``: faces with a label, None without any."""
+    changes, and ``flows`` how many from which label to which; ``labelled``: faces with a label, None without any, and then
+    neither ``before``, ``after`` nor ``gain``, which is what ``after`` has on ``before`` over the same faces."""
 
     faces: int
     left_out: int
@@ -85,11 +86,12 @@ class Pilot:
     balance_after: Mapping[str, float]
     flips: float
     flows: tuple[tuple[str, str, int], ...]
-    ends: Mapping[str, Ends]
-    curve: tuple[Point, ...]
+    ends: Mapping[str, ExtremeFaces]
+    curve: tuple[CurvePoint, ...]
     labelled: int | None
     before: Accuracy | None
     after: Accuracy | None
+    gain: Difference | None
     skipped: Mapping[str, int]
 
     def as_json(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class Pilot:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrialRequest:
     """What a verdict is about: ``labels`` and ``prompts`` as of ``convert``; ``held_out``: share of faces that nothing is
     learned from; ``labelled``: a small set with labels."""
 
@@ -109,7 +111,9 @@ class Asked:
     labelled: LabelledFaces | None = None
 
 
-def pilot(pairs: Pairs, asked: Asked, recipe: FitRecipe, on_step: Callable[[float, str], None] = lambda d, t: None) -> Pilot:
+def run_trial(
+    pairs: FeaturePairs, asked: TrialRequest, recipe: FitRecipe, on_step: Callable[[float, str], None] = lambda d, t: None
+) -> TransferTrial:
     """Fit on parts of the cache's faces and judge what comes out.
 
     Raises ConversionError when ``asked.encoder`` is not the cache's, UsageError when there are too few faces."""
@@ -125,7 +129,7 @@ def pilot(pairs: Pairs, asked: Asked, recipe: FitRecipe, on_step: Callable[[floa
     truth = _Labelled.read(asked, pairs, prompts, on_step)
     plain = prompts.compiled(None)
     curve, fitted = [], None
-    counts = sorted({max(recipe.batch, round(share * len(rest))) for share in SHARES})
+    counts = sorted({max(recipe.batch, round(share * len(rest))) for share in CURVE_SHARES})
     for i, many in enumerate(counts):
         rows = rest[:many]
         on_step(0.3 + 0.6 * i / len(counts), f"learning from {many} faces")
@@ -135,14 +139,14 @@ def pilot(pairs: Pairs, asked: Asked, recipe: FitRecipe, on_step: Callable[[floa
         fitted = fit(pairs.image, pairs.llm, as_long, rows=rows)
         accuracy = truth.accuracy(prompts.compiled(fitted)) if truth else None
         seen = _retrieval(pairs, fitted, held, recipe)
-        curve.append(Point(len(rows), seen, accuracy.war if accuracy else None, accuracy.uar if accuracy else None))
+        curve.append(CurvePoint(len(rows), seen, accuracy.war if accuracy else None, accuracy.uar if accuracy else None))
     assert fitted is not None
     on_step(0.9, "comparing with plain CLIP")
     projected = prompts.compiled(fitted)
     features = pairs.image.float().numpy()
     before, after = plain.predicted(features), projected.predicted(features)
     names = plain.labels.labels
-    return Pilot(
+    return TransferTrial(
         faces=len(pairs.rows),
         left_out=len(pairs.left_out),
         repeated=len(pairs.repeated),
@@ -153,16 +157,17 @@ def pilot(pairs: Pairs, asked: Asked, recipe: FitRecipe, on_step: Callable[[floa
         labels=names,
         prompts=dict(zip(names, plain.labels.prompts, strict=True)),
         retrieval=curve[-1].retrieval,
-        among=min(AMONG, count),
+        among=min(RETRIEVAL_FACES, count),
         balance_before=_balance(before, names),
         balance_after=_balance(after, names),
         flips=float((before != after).mean()),
         flows=_flows(before, after, names),
-        ends=_ends(projected, features, pairs),
+        ends=_extreme_faces(projected, features, pairs),
         curve=tuple(curve),
         labelled=None if truth is None else len(truth.truth),
         before=truth.accuracy(plain, plain=True) if truth else None,
         after=truth.accuracy(projected) if truth else None,
+        gain=truth.gain(plain, projected) if truth else None,
         skipped=truth.skipped if truth else {},
     )
 
@@ -185,7 +190,7 @@ class _Compiled:
 class _Prompts:
     """The text side: the same prompts, plain and through a projection."""
 
-    def __init__(self, asked: Asked, pairs: Pairs) -> None:
+    def __init__(self, asked: TrialRequest, pairs: FeaturePairs) -> None:
         self._asked, self._encoder = asked, open_encoder(asked.encoder)
         if self._encoder.source.sha256 != pairs.plan.image.sha256:
             raise ConversionError(
@@ -213,7 +218,9 @@ class _Labelled:
     skipped: Mapping[str, int]
 
     @staticmethod
-    def read(asked: Asked, pairs: Pairs, prompts: _Prompts, on_step: Callable[[float, str], None]) -> _Labelled | None:
+    def read(
+        asked: TrialRequest, pairs: FeaturePairs, prompts: _Prompts, on_step: Callable[[float, str], None]
+    ) -> _Labelled | None:
         if asked.labelled is None:
             return None
         names = prompts.compiled(None).labels.labels
@@ -236,13 +243,19 @@ class _Labelled:
 
     def accuracy(self, compiled: _Compiled, plain: bool = False) -> Accuracy:
         names = compiled.labels.labels
-        table = confusion_matrix(self.truth, compiled.predicted(self.plain if plain else self.features), len(names))
+        table = confusion_matrix(self.truth, self._answers(compiled, plain), len(names))
         spans = intervals(table, names)
         return Accuracy(war(table), spans.war, uar(table), spans.uar, recall_by_label(table, names))
 
+    def gain(self, plain: _Compiled, projected: _Compiled) -> Difference:
+        return paired_difference(self.truth, self._answers(plain, plain=True), self._answers(projected))
 
-def _retrieval(pairs: Pairs, fitted: Fitted, held: Tensor, recipe: FitRecipe) -> float:
-    among = replace(recipe, batch=min(AMONG, len(held)))
+    def _answers(self, compiled: _Compiled, plain: bool = False) -> NDArray[np.int64]:
+        return compiled.predicted(self.plain if plain else self.features)
+
+
+def _retrieval(pairs: FeaturePairs, fitted: Fitted, held: Tensor, recipe: FitRecipe) -> float:
+    among = replace(recipe, batch=min(RETRIEVAL_FACES, len(held)))
     return evaluate(Sides(pairs.image, pairs.llm, fitted.theirs), fitted.weight, held, among)[1]
 
 
@@ -259,13 +272,13 @@ def _flows(before: NDArray[np.int64], after: NDArray[np.int64], names: Sequence[
     return tuple((names[i], names[k], int(table[i, k])) for i, k in rows if table[i, k])
 
 
-def _ends(compiled: _Compiled, features: NDArray[np.float32], pairs: Pairs) -> dict[str, Ends]:
+def _extreme_faces(compiled: _Compiled, features: NDArray[np.float32], pairs: FeaturePairs) -> dict[str, ExtremeFaces]:
     logits = compiled.logits(features)
     cosines = logits / compiled.labels.logit_scale
     found = {}
     for k, name in enumerate(compiled.labels.labels):
         order = np.argsort(-cosines[:, k], kind="stable")
-        ends = (order[:SHOWN], order[::-1][:SHOWN])
+        ends = (order[:SHEET_FACES], order[::-1][:SHEET_FACES])
         nearest, farthest = (tuple((pairs.rows[i].path, float(cosines[i, k])) for i in end) for end in ends)
-        found[name] = Ends(nearest, farthest)
+        found[name] = ExtremeFaces(nearest, farthest)
     return found
