@@ -8,10 +8,27 @@ from typing import Any
 
 import click
 
-from fer_edge.console import bundle_option, common, emit, engine_options, fraction, labels_option, need_extra, say
+from fer_edge.console import (
+    Command,
+    bundle_option,
+    common,
+    emit,
+    engine_options,
+    fraction,
+    labels_option,
+    need_extra,
+    say,
+    show,
+)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "fer-edge evaluate faces/",
+        "fer-edge evaluate test.npz --truth labels --classes names -b my-bundle/ --json",
+    ),
+)
 @click.argument("data", type=click.Path(path_type=Path))
 @bundle_option
 @click.option(
@@ -48,6 +65,6 @@ def evaluate(
         result = run(clf, faces, skip_unknown, progress)
     for entry in result.unreadable:
         say(f"Left out, unreadable: {entry['error']}")
-    emit(result.as_json()) if as_json else click.echo(evaluation_text(result))
+    emit(result.as_json()) if as_json else show(evaluation_text(result))
     if result.unreadable:
         sys.exit(2)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Finite, Numbers, bundle_argument, common, emit, fraction, need_extra, say
+from fer_edge.console import Command, Finite, Numbers, bundle_argument, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
 from fer_edge.files import check_target
 
@@ -27,7 +25,7 @@ file_option = click.Path(dir_okay=False, writable=True, path_type=Path)
 class Duration(click.ParamType):  # type: ignore[type-arg]
     """Seconds, as 90s, 30m or 2h."""
 
-    name = "30m"
+    name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
@@ -100,7 +98,14 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "fer-edge bench -o today.json --html today.html",
+        "fer-edge bench my-bundle/ --runtime onnxruntime --threads 1,2 --seconds 5",
+        "fer-edge bench --sustained 30m --runtime openvino",
+    ),
+)
 @bundle_argument
 @_options
 @common
@@ -108,7 +113,7 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     """Speed, memory, energy and right answers of every engine, precision and thread count on this box.
 
     Each configuration runs in fresh processes of its own. Exit status 1 when a configuration failed, stopped
-    early or gives wrong answers. Ctrl-C or SIGTERM ends the run and keeps what was measured (exit status 130).
+    early or gives wrong answers. Ctrl-C or SIGTERM ends the run and keeps what was measured (exit status 130, 143).
     """
     need_extra("rich", "matplotlib", extra="bench")
     from .report.files import write_all
@@ -125,7 +130,7 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
             check_target(file)
     if data[0] is not None:
         check_faces(plan, data)
-    with fraction(sys.stderr, "measuring") as progress, _ended_as_by_hand():
+    with fraction(sys.stderr, "measuring") as progress:
         if other is not None:
             results = in_turns(plan, other, progress)
         elif seconds is not None:
@@ -149,16 +154,6 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
         sys.exit(1)
     if any(entry.get("unreadable") for entry in results.extras.get("accuracy", {}).get("of", ())):
         sys.exit(2)
-
-
-@contextmanager
-def _ended_as_by_hand() -> Iterator[None]:
-    """SIGTERM (of ``timeout``, systemd, a container's end) ends a run as Ctrl-C does: with what it has."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _together(other: Path | None, seconds: float | None, data: Path | None, csv: Path | None, options: Any) -> None:
@@ -216,7 +211,10 @@ def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan
     return official(plan) if mlperf else plan
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=("fer-edge compare before.json after.json --again before2.json --tolerance 0.1",),
+)
 @click.argument("a", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("b", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from fer_edge.console import common, emit, need_extra, say
+from fer_edge.console import Command, common, emit, need_extra, printable, required_bundle, say, show
 from fer_edge.engines import RUNTIMES
 from fer_edge.errors import FerEdgeError, UsageError
 
@@ -48,7 +48,8 @@ def hushed() -> Iterator[int]:
         except BaseException:
             _flush()
             log.seek(max(0, log.tell() - 4000))
-            os.write(kept[2], log.read())
+            end = log.read().decode("utf-8", "replace")
+            os.write(kept[2], "".join(f"{printable(line)}\n" for line in end.splitlines()).encode())
             raise
         finally:
             _flush()
@@ -57,7 +58,14 @@ def hushed() -> Iterator[int]:
                 os.close(copy)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "fer-edge convert openai/clip-vit-base-patch32 -o clip-b32/ \\",
+        "  --projection exp-clip.pth --labels rafdb7 --calibration faces/",
+        "fer-edge convert student.safetensors -o student/ --runtime litert",
+    ),
+)
 @click.argument("source")
 @click.option(
     "-o",
@@ -170,7 +178,7 @@ def convert(
 
     for name, missing in left_out(bundle).items():
         say(f"Note: the label set {name} was left out; the prompts have none for {', '.join(missing)}")
-    emit(summary(bundle)) if as_json else click.echo(describe(bundle))
+    emit(summary(bundle)) if as_json else show(describe(bundle))
     if plan.pruning:
         say(f"Note: {bundle.manifest.card.rpartition(chr(10))[2]}")
     if plan.calibration is None and any(
@@ -179,8 +187,15 @@ def convert(
         say("Note: int8 was calibrated with augmentations of one face. Calibrate with your own: --calibration FOLDER")
 
 
-@click.command("add")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.command(
+    "add",
+    cls=Command,
+    examples=(
+        "fer-edge labels add my-bundle/ moods.toml \\",
+        "  --text-encoder openai/clip-vit-base-patch32",
+    ),
+)
+@required_bundle
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--text-encoder", required=True, help="The encoder the bundle was made with: a folder or a Hugging Face id.")
 @click.option("--name", help="Name of the label set. Default: the file's name without its ending.")

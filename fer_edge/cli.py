@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -23,10 +23,14 @@ from .console import (
     emit,
     engine_options,
     labels_option,
+    printable,
     say,
+    shortened,
+    show,
     status,
 )
-from .errors import FerEdgeError, ImageError, IntegrityError, MissingExtraError, UsageError
+from .errors import FerEdgeError, ImageError, IntegrityError
+from .process import BROKEN_PIPE, OutputError, standard_streams, stoppable
 
 ROOM_COMMANDS = {
     "bench": ("fer_edge.benchmarks.cli_bench:bench", "Speed, memory, energy and right answers on this box."),
@@ -40,19 +44,34 @@ ROOM_COMMANDS = {
 
 
 @click.group(
-    cls=Rooms, rooms=ROOM_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=Rooms,
+    rooms=ROOM_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    examples=("fer-edge doctor", "fer-edge predict face.jpg"),
 )
-@click.version_option(__version__, message="fer-edge %(version)s")
+@click.version_option(__version__, "-V", "--version", message="fer-edge %(version)s")
 @click.option("--debug", is_flag=True, expose_value=False, help="On an error, show the whole traceback.")
 def cli() -> None:
     """Facial-expression recognition on edge devices: predict, check and measure bundles; convert your own.
 
-    A bundle that is not named is the embedded default. Exit status: 0 good, 1 a check failed,
-    2 wrong use or bad input, 130 interrupted.
+    A bundle that is not named is the embedded default.
+
+    \b
+    Exit status:
+      0    good
+      1    a check failed: verify, compare, bench, doctor, a conversion's gate
+      2    wrong use or bad input, said in one line
+      3    inconclusive: the noise is larger than what compare asks about
+      130  interrupted (Ctrl-C); 143 ended by SIGTERM; 141 nobody reads the output
     """
 
 
-@cli.command()
+@cli.command(
+    examples=(
+        "fer-edge predict face.jpg other.png --json",
+        "fer-edge predict photo.jpg --box 168,56,112,112 --labels rafdb7",
+    )
+)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @bundle_option
 @click.option(
@@ -83,7 +102,7 @@ def predict(images: tuple[str, ...], box: Any, margin: float, bundle: Path | Non
             except ImageError as error:
                 failed += 1
                 if click.get_current_context().obj:
-                    traceback.print_exc()
+                    say(traceback.format_exc().rstrip())
                 text = str(error) if image in str(error) else f"{image}: {error}"
                 emit({"image": image, "error": str(error)}) if as_json else say(f"Error: {text}")
                 continue
@@ -92,7 +111,7 @@ def predict(images: tuple[str, ...], box: Any, margin: float, bundle: Path | Non
             else:
                 ranked = sorted(result.scores.items(), key=lambda item: -item[1])
                 shown = ", ".join(f"{name} {score:.1%}" for name, score in ranked[:3])
-                click.echo(f"{click.format_filename(image)}: {shown}")
+                show(f"{printable(image)}: {shown}")
         if not as_json and failed < len(images):
             computed = f"{clf.precision} artefact computed in {clf.execution_precision}"
             say(f"({clf.engine}, {computed} on {clf.device}, labels {clf.label_set})")
@@ -100,7 +119,7 @@ def predict(images: tuple[str, ...], box: Any, margin: float, bundle: Path | Non
         sys.exit(2)
 
 
-@cli.command()
+@cli.command(examples=("fer-edge info my-bundle/ --card",))
 @bundle_argument
 @click.option("--card", is_flag=True, help="Print the model card.")
 @common
@@ -112,14 +131,14 @@ def info(bundle: Path | None, card: bool, as_json: bool) -> None:
 
     opened = open_bundle(bundle or DEFAULT_BUNDLE)
     if card and not as_json:
-        click.echo(opened.manifest.card)
+        show(opened.manifest.card)
     elif as_json:
         emit(summary(opened))
     else:
-        click.echo(describe(opened))
+        show(describe(opened))
 
 
-@cli.command()
+@cli.command(examples=("fer-edge doctor --json",))
 @common
 def doctor(as_json: bool) -> None:
     """What this box has: processor features, engines, devices, and the command that mends what is missing."""
@@ -127,12 +146,12 @@ def doctor(as_json: bool) -> None:
     from .report import diagnosis_text
 
     found = diagnose(__version__)
-    emit(found.as_json()) if as_json else click.echo(diagnosis_text(found))
+    emit(found.as_json()) if as_json else show(diagnosis_text(found))
     if not any(engine.ready for engine in found.engines):
         sys.exit(1)
 
 
-@cli.command()
+@cli.command(examples=("fer-edge verify", "fer-edge verify my-bundle/ --runtime openvino --json"))
 @bundle_argument
 @partial(engine_options, runtime="every one installed", precision="all of them")
 @common
@@ -149,11 +168,11 @@ def verify(bundle: Path | None, runtime: str | None, as_json: bool, **options: A
     if runtime:
         load_runtime(runtime)
     try:
-        with status() as show:
-            report = run(open_bundle(folder), [runtime] if runtime else None, on_row=show, **options)
+        with status() as progress:
+            report = run(open_bundle(folder), [runtime] if runtime else None, on_row=progress, **options)
     except IntegrityError as error:
         report = Report((), (str(error),))
-    emit({"bundle": str(folder), **report.as_json()}) if as_json else click.echo(verdict_text(report))
+    emit({"bundle": str(folder), **report.as_json()}) if as_json else show(verdict_text(report))
     if not report.ok:
         sys.exit(1)
 
@@ -161,12 +180,12 @@ def verify(bundle: Path | None, runtime: str | None, as_json: bool, **options: A
 LABEL_COMMANDS = {"add": ("fer_edge.converters.cli:labels_add", "Compile sentences to a new label set of a bundle.")}
 
 
-@cli.group(cls=Rooms, rooms=LABEL_COMMANDS)
+@cli.group(cls=Rooms, rooms=LABEL_COMMANDS, examples=("fer-edge labels list my-bundle/",))
 def labels() -> None:
     """Label sets of a bundle: list them, add new ones."""
 
 
-@labels.command("list")
+@labels.command("list", examples=("fer-edge labels list my-bundle/ --json",))
 @bundle_argument
 @common
 def labels_list(bundle: Path | None, as_json: bool) -> None:
@@ -191,44 +210,55 @@ def labels_list(bundle: Path | None, as_json: bool) -> None:
             ]
         )
     else:
-        click.echo(table([[s.name + (" (default)" if s.name == default else ""), ", ".join(s.labels)] for s in sets]))
+        show(table([[s.name + (" (default)" if s.name == default else ""), ", ".join(s.labels)] for s in sets]))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: runs the command, turns every error into one line and an exit status."""
     args = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in args
     warnings.simplefilter("ignore")  # the process is ours: engines and Pillow warn about their own affairs
-    try:
-        # obj: whether tracebacks are wanted, for commands that go on after an error
-        sys.exit(cli.main(args, prog_name="fer-edge", standalone_mode=False, obj="--debug" in args) or 0)
-    except click.exceptions.NoArgsIsHelpError as error:
+    with stoppable() as signals, standard_streams():
+        try:
+            # obj: whether tracebacks are wanted, for commands that go on after an error
+            with cli.make_context("fer-edge", args, obj=debug) as context:
+                cli.invoke(context)
+        except Exception as error:
+            if signals:  # an import that is interrupted comes out as an engine's failure, say
+                raise
+            sys.exit(_status(error, debug))
+        sys.exit(0)
+
+
+def _status(error: Exception, debug: bool) -> int:
+    """The exit status of a command that an exception ended, after the one line that says why."""
+    if isinstance(error, click.exceptions.Exit):  # of --help and --version
+        return error.exit_code
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
         say(error.format_message())
-        sys.exit(2)
-    except click.ClickException as error:
+        return 2
+    if isinstance(error, OutputError) and error.broken_pipe:
+        return BROKEN_PIPE
+    fail(_reason(error), debug)
+    return 2
+
+
+def _reason(error: Exception) -> str:
+    """What to tell a user."""
+    if isinstance(error, click.ClickException):
         path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "fer-edge"
-        fail(f"{error.format_message().rstrip('.')} (see: {path} --help)", args)
-    except (FerEdgeError, MissingExtraError, UsageError) as error:
-        fail(str(error), args)
-    except click.Abort as error:
-        if isinstance(error.__cause__, EOFError):  # click takes the end of a damaged file for Ctrl-D
-            _bug(error.__cause__, args)
-        say("Interrupted.")
-        sys.exit(130)
-    except Exception as error:
-        if isinstance(error, OSError) and error.strerror and error.filename:
-            fail(f"{error.filename}: {error.strerror}", args)
-        _bug(error, args)
+        return f"{error.format_message().rstrip('.')} (see: {path} --help)"
+    if isinstance(error, (FerEdgeError, OutputError)):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"this box has not enough memory for that{f': {error}' if str(error) else ''}"
+    if isinstance(error, OSError) and error.strerror:  # a full disk, no folder for temporary files: nobody's bug
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"unexpected {type(error).__name__}: {shortened(str(error), 300)} (run again with --debug, and report it)"
 
 
-def _bug(error: BaseException, args: Sequence[str]) -> None:
-    """A bug of ours: still one line, and the way to the traceback."""
-    text = " ".join(str(error).split())[:300]
-    fail(f"unexpected {type(error).__name__}: {text} (run again with --debug, and report it)", args)
-
-
-def fail(message: str, args: Sequence[str]) -> None:
-    """One line on stderr and exit status 2; with --debug the traceback before it."""
-    if "--debug" in args:
-        traceback.print_exc()
-    say(f"Error: {' '.join(message.split())}")
-    sys.exit(2)
+def fail(message: str, debug: bool) -> None:
+    """One line on stderr, with --debug the traceback before it."""
+    if debug:
+        say(traceback.format_exc().rstrip())
+    say(f"Error: {shortened(message)}")

@@ -6,8 +6,11 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
@@ -20,8 +23,39 @@ from .errors import FerEdgeError, MissingExtraError, importable
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Rooms(click.Group):
+class Command(click.Command):
+    """A command as all of ours are: its help ends with ``examples`` (lines as they are typed), and an option that takes one
+    value refuses a second one, where click would drop the first without a word."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing and (args or not self.no_args_is_help):
+            _, _, given = self.make_parser(ctx).parse_args(list(args))
+            for option in given:
+                if isinstance(option, click.Option) and given.count(option) > 1 and _takes_one(option):
+                    raise click.UsageError(f"{' / '.join(option.opts)} is given twice; it takes one value", ctx)
+        return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_epilog(ctx, formatter)
+        if self.examples:
+            with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
+                for line in self.examples:
+                    formatter.write(f"{' ' * formatter.current_indent}{line}\n")
+
+
+def _takes_one(option: click.Option) -> bool:
+    """A plain flag says the same twice; one of two that contradict each other does not."""
+    return not (option.multiple or option.count or (option.is_flag and not option.secondary_opts))
+
+
+class Rooms(Command, click.Group):
     """A group whose further commands live in other rooms."""
+
+    command_class = Command
 
     def __init__(self, *args: Any, rooms: dict[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -117,7 +151,64 @@ labels_option = click.option(
 bundle_option = click.option(
     "-b", "--bundle", type=click.Path(path_type=Path), help="A bundle folder. Default: the embedded one."
 )
-bundle_argument = click.argument("bundle", required=False, type=click.Path(path_type=Path))
+
+
+def bundle_argument(command: F) -> F:
+    """The bundle of a command that is about one: by its place or as -b BUNDLE. Left out, it is None: the embedded one."""
+    return _bundle_argument(command, required=False)
+
+
+def required_bundle(command: F) -> F:
+    """As :func:`bundle_argument`, of a command that changes a bundle and so must be told which."""
+    return _bundle_argument(command, required=True)
+
+
+def _bundle_argument(command: F, required: bool) -> F:
+    def keep(ctx: click.Context, param: click.Parameter, named: Path | None) -> None:
+        ctx.meta[__name__] = named
+
+    def choose(ctx: click.Context, param: click.Parameter, placed: tuple[Path, ...]) -> Path | None:
+        named: Path | None = ctx.meta.get(__name__)
+        if len(placed) > 1:
+            ctx.fail(f"Got unexpected extra argument ({placed[1]})")
+        if placed and named is not None and placed[0].absolute() != named.absolute():
+            ctx.fail(f"two bundles are named, {placed[0]} and -b {named}; name one")
+        bundle = placed[0] if placed else named
+        if bundle is None and required and not ctx.resilient_parsing:
+            raise click.MissingParameter(ctx=ctx, param=param)
+        return bundle
+
+    path = click.Path(path_type=Path)
+    # nargs=-1 leaves the last place to the argument that follows where the bundle is named by -b.
+    place = click.argument("bundle", nargs=-1, type=path, metavar="BUNDLE" if required else "[BUNDLE]", callback=choose)
+    default = "" if required else " Default: the embedded one."
+    option = click.option(
+        *("-b", "--bundle", "named"),
+        type=path,
+        is_eager=True,
+        expose_value=False,
+        callback=keep,
+        help=f"The bundle, instead of by its place.{default}",
+    )
+    return place(option(command))
+
+
+def printable(text: str) -> str:
+    """A text that others wrote (a picture's name, a bundle, an engine) as one line that does nothing to a terminal: line
+    breaks, control and escape characters, invisible and direction characters and what is not Unicode become escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shortened(text: str, length: int | None = None) -> str:
+    """A text on one line, of at most ``length`` characters."""
+    return " ".join(text.split())[:length]
+
+
+def _lines(text: str) -> str:
+    """Lines of ours, in which something that others wrote may stand."""
+    return "\n".join(printable(line.expandtabs(4)) for line in text.split("\n"))
 
 
 def emit(value: object) -> None:
@@ -126,25 +217,57 @@ def emit(value: object) -> None:
     click.echo(json.dumps(value, allow_nan=False))
 
 
+def show(text: str = "") -> None:
+    """Text for people, the answer to a command: on stdout."""
+    click.echo(_lines(text))
+
+
 def say(text: str = "") -> None:
-    """Text for people, on stderr."""
-    click.echo(text, err=True)
+    """Text for people, beside the answer: on stderr."""
+    click.echo(_lines(text), err=True)
+
+
+PERIOD = 20.0
+"""Seconds between two lines of progress where stderr is no terminal: a log shows that work goes on, and stays short."""
+
+
+@contextmanager
+def heartbeat(screen: TextIO, text: str = "") -> Iterator[Callable[[str], None]]:
+    """Yields a function that takes what is going on; the last of it is written every PERIOD seconds with the time that has
+    passed. A thread writes it: a single step may take ten minutes."""
+    latest, start, over = text, time.monotonic(), threading.Event()
+
+    def take(text: str) -> None:
+        nonlocal latest
+        latest = text
+
+    def write() -> None:
+        while not over.wait(PERIOD):
+            passed = timedelta(seconds=round(time.monotonic() - start))
+            with suppress(OSError, ValueError):
+                screen.write(f"{printable(latest)} ... {passed}\n")
+                screen.flush()
+
+    thread = threading.Thread(target=write, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield take
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager
 def status() -> Iterator[Callable[[str], None]]:
-    """A line of what is going on, on stderr, gone at the end; silent when stderr is not a terminal."""
-    live = sys.stderr.isatty()
-
-    def show(text: str) -> None:
-        if live:
-            click.echo(f"\r\033[K{text} ...", nl=False, err=True)
-
+    """What is going on, on stderr: on a terminal a line that is gone at the end, else as :func:`heartbeat`."""
+    if not sys.stderr.isatty():
+        with heartbeat(sys.stderr) as take:
+            yield take
+        return
     try:
-        yield show
+        yield lambda text: click.echo(f"\r\033[K{printable(text)} ...", nl=False, err=True)
     finally:
-        if live:
-            click.echo("\r\033[K", nl=False, err=True)
+        click.echo("\r\033[K", nl=False, err=True)
 
 
 class Fraction(Protocol):
@@ -155,21 +278,20 @@ class Fraction(Protocol):
 
 @contextmanager
 def fraction(screen: TextIO, text: str) -> Iterator[Fraction]:
-    """Yields a function that takes the fraction done; draws a bar with the time left by rich, which the caller's extra
-    installs; silent when the screen is not a terminal."""
+    """Yields a function that takes the fraction done. On a terminal it draws a bar with the time left by rich, which the
+    caller's extra installs; else as :func:`heartbeat`."""
+    if not screen.isatty():
+        with heartbeat(screen, text) as take:
+            yield lambda done, text=text: take(f"{text}: {done:.0%}")
+        return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     # All that was seen counts for the time left: steps take up to ten minutes, and rich forgets after 30 seconds.
-    console, period = Console(file=screen), 86400.0
-    live = screen.isatty()
-    with Progress(console=console, transient=True, disable=not live, speed_estimate_period=period) as progress:
+    with Progress(console=Console(file=screen), transient=True, speed_estimate_period=86400.0) as progress:
         task = progress.add_task(text, total=1.0)
-
-        def show(done: float, text: str = text) -> None:
-            progress.update(task, completed=done, description=text)
-
-        yield show
+        yield lambda done, text=text: progress.update(task, completed=done, description=escape(printable(text)))
 
 
 def need_extra(*packages: str, extra: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .bundle import Bundle
+from .console import printable
 from .doctor import Diagnosis
 from .manifest import digest_of
 from .verify import Report
@@ -13,7 +14,7 @@ from .verify import Report
 
 def table(rows: Iterable[Sequence[str]]) -> str:
     """Rows as aligned columns."""
-    rows = [list(map(str, row)) for row in rows]
+    rows = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 

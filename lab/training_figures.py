@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import fer_edge
 from fer_edge.accuracy import war_uar
 from fer_edge.bundle import label_set, open_bundle
+from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.console import Figures, emit, say
 from fer_edge.converters.compile_labels import add_labels
 from fer_edge.converters.student.faces import Faces, load_faces, load_pictures
@@ -62,7 +63,7 @@ def figures() -> None:
 @figures.command()
 @click.argument("faces", type=file)
 @click.option("--text-encoder", required=True, help="The folder of the bundle's text encoder.")
-@click.option("-b", "--bundle", type=click.Path(exists=True, path_type=Path), default=fer_edge.classifier.DEFAULT_BUNDLE)
+@click.option("-b", "--bundle", type=click.Path(exists=True, path_type=Path), default=DEFAULT_BUNDLE)
 @click.option("--runtime", default="openvino", show_default=True)
 def synonyms(faces: Path, text_encoder: str, bundle: Path, runtime: str) -> None:
     """WAR and UAR of label sets that ``labels add`` makes of words never used in training, against the trained label set,

@@ -41,6 +41,7 @@ from fer_edge.benchmarks.traffic import Load
 from fer_edge.benchmarks.worker import Served, run_isolated
 from fer_edge.bundle import open_bundle, write_manifest
 from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.cli import main
 from fer_edge.engines import RUNTIMES
 
 CONTRACT = {"runtime", "precision", "device", "threads", "scenario", "latency_ms", "throughput_per_s", "load_ms", "first_ms"}
@@ -270,7 +271,9 @@ def test_a_run_ended_while_the_machine_is_probed_keeps_its_rows(monkeypatch: pyt
     monkeypatch.setattr(benching, "peaks_of", probing)
     file = tmp_path / "run.json"
     quick = ("--runtime", "litert", "--threads", "1", "--seconds", 0.05, "--rounds", 1)
-    assert command(*quick, "-o", file).exit_code == 130
+    with pytest.raises(SystemExit) as end:
+        main(["bench", *map(str, quick), "-o", str(file)])
+    assert end.value.code == 143
     read = read_results(file)
     assert {row.peak_gmacs_per_s for row in read.rows} == {None}
     assert (len(read.rows), read.extras["interrupted"]) == (2, True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +20,10 @@ import pytest
 from absence import without
 
 import fer_edge
+from fer_edge import console
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.cli import cli, main
+from fer_edge.console import Command, fraction, printable
 from fer_edge.engines import RUNTIMES, installed
 
 SCRIPT = Path(sys.executable).with_name("fer-edge")
@@ -144,6 +150,353 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+# Every command alike
+
+
+def arguments_of(line: str) -> list[str]:
+    """An example's words after the program's name."""
+    program, *words = shlex.split(line)
+    assert program == "fer-edge"
+    return words
+
+
+def examples(command: click.Command) -> list[str]:
+    """Whole lines; one that goes on in the next ends with a backslash."""
+    assert isinstance(command, Command)
+    return "\n".join(command.examples).replace("\\\n", " ").splitlines()
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=IDS)
+def test_help_is_readable_in_eighty_columns_and_ends_with_an_example(
+    path: tuple[str, ...], command: click.Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = here(capsys, *path, "--help").out
+    assert max(map(len, text.splitlines())) <= 80
+    head, _, end = text.partition("\nExample")
+    assert head
+    shown = [line.strip() for line in end.partition("\n")[2].splitlines()]
+    assert isinstance(command, Command)
+    assert shown == [line.strip() for line in command.examples] != []
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=IDS)
+def test_an_example_is_a_command_that_can_be_given(
+    path: tuple[str, ...], command: click.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its options and arguments are taken, where the files that it names are there."""
+    monkeypatch.chdir(tmp_path)
+    for line in examples(command):
+        words = arguments_of(line)
+        assert words[: len(path)] == list(path), line
+        context = click.Context(cli, info_name="fer-edge")
+        leaf: click.Command = cli
+        while isinstance(leaf, click.Group):
+            found = leaf.get_command(context, words.pop(0))
+            assert found is not None, line
+            leaf = found
+        opts, rest, _ = leaf.make_parser(click.Context(leaf)).parse_args(list(words))
+        assert rest == [], line
+        for parameter in leaf.params:
+            values = opts.get(parameter.name)
+            for value in values if isinstance(values, (list, tuple)) else [values]:
+                if isinstance(parameter.type, click.Path) and parameter.type.exists and isinstance(value, str):
+                    (Path(value) if value.endswith("/") else Path(value).parent).mkdir(parents=True, exist_ok=True)
+                    Path(value).touch()
+        leaf.make_context(leaf.name, words, parent=context)
+
+
+VALUED = [
+    (path, option)
+    for path, command in COMMANDS
+    for option in command.params
+    if isinstance(option, click.Option) and not option.multiple and not (option.is_flag and not option.secondary_opts)
+]
+
+
+@pytest.mark.parametrize(("path", "option"), VALUED, ids=[" ".join([*path, option.opts[0]]) for path, option in VALUED])
+def test_an_option_given_twice_is_refused(
+    path: tuple[str, ...], option: click.Option, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """click takes the last one, and drops the others without a word."""
+    for name in option.opts:
+        twice = [name, option.secondary_opts[0]] if option.is_flag else [name, "1", f"{option.opts[-1]}=2"]
+        assert_one_line(here(capsys, *path, *twice), name, "given twice", f"fer-edge {' '.join(path)} --help")
+
+
+def test_flags_and_repeatable_options_may_come_twice(portrait: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert here(capsys, "info", "--json", "--json").code == 0
+    done = here(capsys, "predict", portrait, portrait, "--runtime", "null")
+    assert (done.code, len(done.out.splitlines())) == (0, 2)
+
+
+def test_the_short_and_the_other_ways_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert here(capsys, "-V") == here(capsys, "--version")
+    command = [sys.executable, "-m", "fer_edge", "predict", "--nope"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert_one_line(Outcome(done.returncode, done.stdout, done.stderr), "--nope", "fer-edge predict --help")
+
+
+PLACED = [
+    path for path, command in LEAVES if any(p.name == "bundle" and isinstance(p, click.Argument) for p in command.params)
+]
+
+
+def test_a_bundle_may_be_named_by_b_everywhere() -> None:
+    assert {("info",), ("verify",), ("bench",), ("labels", "list"), ("labels", "add")} <= set(PLACED)
+    for path, command in LEAVES:
+        if any(p.name == "bundle" for p in command.params):
+            assert {"-b", "--bundle"} <= {name for option in command.params for name in option.opts}, path
+
+
+@pytest.mark.parametrize("path", PLACED, ids=" ".join)
+def test_two_different_bundles_are_refused(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    last = {"labels add": ["x.toml", "--text-encoder", "x"]}.get(" ".join(path), [])
+    done = here(capsys, *path, "one", *last, "-b", "other")
+    assert_one_line(done, "two bundles", "one", "other")
+
+
+def test_b_is_the_positional_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    placed = here(capsys, "info", bundle, "--json")
+    assert placed.json[0]["bundle"] == str(bundle)
+    assert here(capsys, "info", "-b", bundle, "--json") == placed
+    assert here(capsys, "info", bundle, "--bundle", f"{bundle}/", "--json") == placed
+    words = tmp_path / "nowhere.toml"
+    for forms in ([bundle, words], [words, "-b", bundle], [bundle, words, "-b", bundle]):
+        done = here(capsys, "labels", "add", *forms, "--text-encoder", tmp_path)
+        assert done.code == 2
+        assert str(words) in done.err
+    missing = here(capsys, "labels", "add", words, "--text-encoder", tmp_path)
+    assert_one_line(missing, "Missing argument 'BUNDLE'", "fer-edge labels add --help")
+
+
+# Texts that others wrote
+
+SICK = "\x1b[31mred\x07\u202egnp.exe\u200b\x9b1m\r"
+
+
+def test_printable_leaves_what_can_be_read_and_escapes_the_rest() -> None:
+    for fine in ("", "plain", "Gesicht ü 脸 🙂", "a\\b"):
+        assert printable(fine) == fine
+    assert printable(SICK) == r"\x1b[31mred\x07\u202egnp.exe\u200b\x9b1m\r"
+    assert printable("two\nlines\tand \udcff") == r"two\nlines\tand \udcff"
+    assert printable("\U000e0041") == r"\U000e0041"
+
+
+def test_nothing_that_others_wrote_reaches_the_terminal_raw(
+    portrait: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, folder = tmp_path / f"{SICK}\nforged.png: anger 99.9%", tmp_path / f"b{SICK}"
+    picture.write_bytes(portrait.read_bytes())
+    bundle.rename(folder)
+    (tmp_path / f"broken{SICK}.png").write_text("no picture")
+    runs = [
+        here(capsys, "predict", picture, tmp_path / f"broken{SICK}.png", "--runtime", "null"),
+        here(capsys, "info", folder),
+        here(capsys, "labels", "list", folder, "--labels" + SICK),
+        here(capsys, "verify", tmp_path / f"none{SICK}"),
+        here(capsys, "--debug", "verify", tmp_path / f"none{SICK}"),
+        here(capsys, "predict", portrait, "--runtime", SICK),
+    ]
+    for done in runs:
+        text = done.out + done.err
+        assert r"\x1b[31mred\x07" in text or r"red\x07" in text, text
+        assert all(line.isprintable() for line in text.split("\n")), text
+    assert len(runs[0].out.splitlines()) == 1, "a picture is one line, whatever it is called"
+    (row,) = here(capsys, "predict", picture, "--runtime", "null", "--json").json
+    assert row["image"] == str(picture)
+
+
+def test_only_the_console_writes_to_a_terminal(root: Path) -> None:
+    """Everything else goes through its functions, which escape."""
+    writers = re.compile(r"click\.s?echo|(?<![.\w])print\(|sys\.std(out|err)\.write|\.print_exc\(")
+    rooms = ("fer_edge", "benchmarks", "converters", "runtimes")
+    found = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for path in (p for room in rooms for p in (root / room).rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if writers.search(line) and not line.startswith("print(clf")  # the package's own example
+    ]
+    # The console itself, and a child whose stdout is its parent's to read.
+    allowed = ("fer_edge/console.py", "fer_edge/process.py", "benchmarks/environment.py")
+    assert [line for line in found if not line.startswith(allowed)] == []
+
+
+# Streams, signals, progress
+
+
+def redirected(command: str, **environment: str) -> Outcome:
+    """A command line of bash, where FER stands for the program."""
+    program = f"{shlex.quote(sys.executable)} -m fer_edge"
+    line = ["bash", "-o", "pipefail", "-c", command.replace("FER", program)]
+    done = subprocess.run(line, capture_output=True, timeout=120, env={**os.environ, **environment})
+    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("buffering", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("command", ["--version", "info -h", "info", "info --json"])
+def test_an_output_that_takes_nothing_is_one_line(command: str, buffering: str) -> None:
+    full = redirected(f"FER {command} >/dev/full", PYTHONUNBUFFERED=buffering)
+    assert_one_line(full, "standard output cannot be written: No space left on device")
+    assert_one_line(redirected(f"FER {command} >&-", PYTHONUNBUFFERED=buffering), "standard output is closed")
+
+
+def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
+    """As Unix does: 128 + SIGPIPE, and not a word."""
+    assert redirected("FER info --json | sleep 0") == Outcome(141, "", "")
+    assert redirected("(sleep 1; FER info) | true") == Outcome(141, "", "")
+
+
+def test_messages_that_nobody_can_read_cost_nothing() -> None:
+    for where in ("2>&-", "2>/dev/full", "<&- 2>&-"):
+        assert redirected(f"FER predict nowhere.png {where}").code == 2
+        done = redirected(f"FER predict examples/astronaut.png --runtime null {where}")
+        assert (done.code, len(done.out.splitlines())) == (0, 1), done.err
+
+
+def test_without_a_folder_for_temporary_files(tmp_path: Path) -> None:
+    code = (
+        "import sys, tempfile, fer_edge.cli\n"
+        "tempfile._candidate_tempdir_list = lambda: ['/nowhere']\n"  # / and the working folder are tried too
+        "fer_edge.cli.main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", code, "convert", "clip", "-o", str(tmp_path / "b")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert_one_line(Outcome(done.returncode, done.stdout, done.stderr), "No usable temporary directory", "/nowhere")
+
+
+def test_too_little_memory_is_no_bug(
+    portrait: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def choose(*_: object) -> object:
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr("fer_edge.classifier.choose_artefact", choose)
+    assert_one_line(here(capsys, "predict", portrait), "not enough memory", "9 GiB")
+
+
+def signalled(code: str, *signals: int, before: Callable[[], None] | None = None, **environment: str) -> Outcome:
+    """What a Python program leaves that says when it is ready, and then gets these signals."""
+    command = [sys.executable, "-c", code]
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        preexec_fn=before,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    for number in signals:
+        child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    return Outcome(child.returncode, out, err)
+
+
+SLOW_IMPORT = """
+import time
+print("ready", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    {answer}
+"""
+
+
+@pytest.mark.parametrize("package", ["click", "numpy"])
+@pytest.mark.parametrize("answer", ["raise", "raise ImportError('initialization failed')"])
+def test_ctrl_c_while_something_is_imported(package: str, answer: str, tmp_path: Path) -> None:
+    """Some packages turn it into a failed import."""
+    (tmp_path / f"{package}.py").write_text(SLOW_IMPORT.format(answer=answer))
+    code = "import sys; sys.argv[1:] = ['predict', 'x.png']; from fer_edge.__main__ import main; main()"
+    done = signalled(code, signal.SIGINT, PYTHONPATH=str(tmp_path))
+    assert done == Outcome(130, "", "Interrupted.\n")
+
+
+STAGING = """
+import time
+from pathlib import Path
+from fer_edge.bundle import staged
+from fer_edge.process import stoppable
+with stoppable(), staged(Path({target!r})) as folder:
+    (folder / "model.bin").write_bytes(b"x" * 1000)
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        time.sleep(0.3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("signals", "code", "words"),
+    [
+        ([signal.SIGINT], 130, "Interrupted.\n"),
+        ([signal.SIGTERM], 143, "Terminated.\n"),
+        ([signal.SIGTERM, signal.SIGTERM], 143, "Terminated.\n"),  # as ``timeout`` sends it: to the child and its group
+        ([signal.SIGHUP], 129, "Terminated.\n"),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "timeout", "hang-up"],
+)
+def test_a_signal_leaves_no_litter(signals: list[int], code: int, words: str, tmp_path: Path) -> None:
+    done = signalled(STAGING.format(target=str(tmp_path / "bundle")), *signals)
+    assert done == Outcome(code, "", words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nohup_is_kept(tmp_path: Path) -> None:
+    code = STAGING.format(target=str(tmp_path / "bundle")).replace("time.sleep(60)", "time.sleep(1)")
+    done = signalled(code, signal.SIGHUP, before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None)
+    assert done == Outcome(0, "", "")
+    assert (tmp_path / "bundle").is_dir()
+
+
+def test_ctrl_c_is_never_a_failed_check() -> None:
+    """Whoever swallowed it: the command's own exit status says nothing then."""
+    code = """
+import os, signal, sys
+from fer_edge.process import stoppable
+with stoppable():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        while True: pass
+    except KeyboardInterrupt:
+        pass
+    sys.exit(1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
+
+
+def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a thread: a step of ten minutes says nothing itself. Without rich, which a device has not."""
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(console, "PERIOD", 0.01)
+    screen = io.StringIO()
+    with fraction(screen, "measuring") as progress:
+        progress(0.25, f"{SICK} litert")
+        while len(screen.getvalue().splitlines()) < 3:
+            time.sleep(0.01)
+        progress(0.75)
+        while "measuring: 75%" not in screen.getvalue():
+            time.sleep(0.01)
+    lines = screen.getvalue().splitlines()
+    assert re.fullmatch(r".* litert: 25% \.\.\. 0:00:\d\d", lines[-2 if "25%" in lines[-2] else 2])
+    assert all(line.isprintable() for line in lines)
+    time.sleep(0.05)
+    assert screen.getvalue().splitlines() == lines, "nothing after the end"
+
+
+def test_what_is_quick_says_nothing_of_its_progress() -> None:
+    assert console.PERIOD == 20.0
+    screen = io.StringIO()
+    with fraction(screen, "measuring") as progress:
+        progress(1.0)
+    assert screen.getvalue() == ""
 
 
 # predict

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from fer_edge.console import printable
+
 from ..compare import Comparison
 from ..evaluate import Evaluation
 from ..results import Results
@@ -44,9 +46,9 @@ def bench_text(results: Results, screen: TextIO) -> None:
         head, rows = rows_of(results)
         _table(console, head, rows, wrong=[row[-1] == "WRONG" for row in rows])
     for text in (*accuracy_lines(results), *verdict_texts(results)):
-        console.print(text)
+        console.print(printable(text))
     for note in remarks(results):
-        console.print(f"Note: {note}")
+        console.print(f"Note: {printable(note)}")
 
 
 def comparison_text(
@@ -69,11 +71,11 @@ def comparison_text(
     else:
         console.print("Nothing to compare: B failed in what A measured.")
     for line in gone:
-        console.print(f"Lost in B: {line}", style="bold red")
+        console.print(f"Lost in B: {printable(line)}", style="bold red")
     for line in bad:
-        console.print(f"Wrong answers in B: {line}", style="bold red")
+        console.print(f"Wrong answers in B: {printable(line)}", style="bold red")
     for line in notes:
-        console.print(f"Note: {line}")
+        console.print(f"Note: {printable(line)}")
 
 
 def fitting(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> tuple[str, list[list[int]]]:
@@ -104,6 +106,7 @@ def _console(screen: TextIO) -> Any:
 def _table(console: Any, head: Sequence[str], rows: Sequence[Sequence[str]], wrong: Sequence[bool]) -> None:
     from rich.table import Table
 
+    rows = [[printable(cell) for cell in row] for row in rows]
     common, tables = fitting(head, rows, console.width)
     if common:
         console.print(f"All rows: {common}")

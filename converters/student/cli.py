@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from .recipe import EpochReport
 
 
-@click.group(cls=Rooms)
+@click.group(cls=Rooms, examples=("fer-edge student train faces.npz -o student.safetensors --teacher clip-b32/",))
 def student() -> None:
     """Train the small encoder behind the embedded default."""
 
 
-@student.command()
+@student.command(examples=("fer-edge student data fer2013.csv fer2013new.csv -o faces/",))
 @click.argument("fer2013", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("ferplus", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
@@ -44,7 +44,7 @@ def data(fer2013: Path, ferplus: Path, output: Path, as_json: bool) -> None:
     emit(counts) if as_json else say("\n".join(f"{name}: {count} faces" for name, count in counts.items()))
 
 
-@student.command()
+@student.command(examples=("fer-edge student sentences --text-encoder all-MiniLM-L6-v2/ -o sentences.npz",))
 @click.option("--text-encoder", required=True, help="sentence-transformers/all-MiniLM-L6-v2, or a folder that holds it.")
 @click.option(
     "--source-name",
@@ -69,7 +69,13 @@ def sentences(text_encoder: str, source_name: str, output: Path | None, as_json:
     emit(result) if as_json else say(f"{len(table.texts)} sentences written to {target}")
 
 
-@student.command()
+@student.command(
+    examples=(
+        "fer-edge student train faces/train.npz -o student.safetensors \\",
+        "  --validation faces/public_test.npz",
+        "fer-edge student train crops/ -o student.safetensors --teacher clip-b32/",
+    )
+)
 @click.argument("faces", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The checkpoint to write (safetensors, fp16)."

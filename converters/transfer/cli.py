@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group(cls=Rooms)
+@click.group(cls=Rooms, examples=("fer-edge transfer fit cache/ -o projection.safetensors",))
 def transfer() -> None:
     """Learn a projection from unlabelled faces and what an LLM says of them."""
 
 
-@transfer.command()
+@transfer.command(
+    examples=(
+        "fer-edge transfer features faces/ --encoder openai/clip-vit-base-patch32 \\",
+        "  --llm Salesforce/blip2-flan-t5-xxl -o cache/",
+    )
+)
 @click.argument("faces", type=click.Path(exists=True, path_type=Path))
 @click.option("--encoder", required=True, help="The CLIP: a folder or a Hugging Face id.")
 @click.option("--llm", help="A BLIP-2 or InstructBLIP with a T5 inside: a folder or a Hugging Face id.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Finite, common, emit, fraction, need_extra, say
+from fer_edge.console import Command, Finite, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
 from fer_edge.files import check_target, write_text
 
@@ -71,7 +71,7 @@ def _check_belonging(method: str) -> None:
             raise UsageError(f"--{name} is for --method {', '.join(methods)}; {method} does not use it")
 
 
-@click.command()
+@click.command(cls=Command, examples=("fer-edge transfer fit cache/ -o projection.safetensors --held-out 0.1",))
 @click.argument("cache", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The projection to write (safetensors)."
@@ -129,7 +129,13 @@ def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options
         say(f"Written: {output}; now: fer-edge convert {pairs.plan.image.source} --projection {output} -o BUNDLE")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=(
+        "fer-edge transfer report cache/ --faces faces/ -o pilot.html \\",
+        "  --encoder openai/clip-vit-base-patch32 --labelled labelled/",
+    ),
+)
 @click.argument("cache", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--faces", required=True, type=click.Path(exists=True, path_type=Path), help="The faces of the cache, to show some."
