@@ -29,7 +29,7 @@ lint: $(STAMP)
 
 # The pages of docs/ as a site that needs no network: .site/index.html. A dead link or an undocumented name ends it.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The longest files and functions, to be looked at now and then; nothing fails.
 sizes: $(STAMP)
