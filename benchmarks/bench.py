@@ -14,7 +14,7 @@ import numpy as np
 from fer_edge import runtime as rt
 from fer_edge.bundle import Bundle, open_bundle
 from fer_edge.classifier import artefact_names, choose_artefact
-from fer_edge.engines import RUNTIMES, installed
+from fer_edge.engines import RUNTIMES, installed, installed_engine
 from fer_edge.errors import BundleError, FerEdgeError, UsageError
 
 from .environment import environment
@@ -150,8 +150,7 @@ def configurations(bundle: Bundle, plan: Plan) -> list[Configuration]:
         pairs = [("null", "fp32")]
     else:
         for runtime in plan.runtimes:
-            if not installed(runtime):
-                rt.load_runtime(runtime)  # says what is missing; what is there stays out of this process, and of its memory
+            installed_engine(runtime)  # what is there stays out of this process, and of its memory
         pairs = [
             (a.runtime, a.precision)
             for a in bundle.manifest.artefacts

@@ -43,24 +43,33 @@ def handover_us() -> float | None:
 
 
 def _round_trip_us(processor: int) -> float:
-    """Median microseconds of a byte to a thread that is bound to a processor, and back."""
+    """Median microseconds of a byte to a thread that is bound to a processor, and back. Raises OSError when no thread can be
+    bound, as to a processor that went offline."""
     (theirs, to_them), (ours, to_us) = os.pipe(), os.pipe()
 
     def answer() -> None:
-        os.sched_setaffinity(0, {processor})
-        for _ in range(HANDS):
-            os.read(theirs, 1)
-            os.write(to_us, b"x")
+        try:
+            os.sched_setaffinity(0, {processor})
+            for _ in range(HANDS):
+                os.read(theirs, 1)
+                os.write(to_us, b"x")
+        except OSError:  # its pipe's end, closed below, tells
+            pass
+        finally:
+            os.close(to_us)
 
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     times = []
-    for _ in range(HANDS):
-        began = time.perf_counter()
-        os.write(to_them, b"x")
-        os.read(ours, 1)
-        times.append((time.perf_counter() - began) * 1e6)
-    thread.join()
-    for end in (theirs, to_them, ours, to_us):
-        os.close(end)
+    try:
+        for _ in range(HANDS):
+            began = time.perf_counter()
+            os.write(to_them, b"x")
+            if not os.read(ours, 1):
+                raise OSError(f"no thread can be bound to processor {processor}")
+            times.append((time.perf_counter() - began) * 1e6)
+    finally:
+        thread.join()
+        for end in (theirs, to_them, ours):
+            os.close(end)
     return median(times)

@@ -145,19 +145,7 @@ def convert(
 
     SOURCE: a Hugging Face CLIP folder or id, or a student checkpoint. What falls below the parity bars is not written.
     """
-    need_extra(
-        "torch",
-        "transformers",
-        "safetensors",
-        "rich",
-        "nncf",
-        "openvino",
-        "onnx",
-        "onnxscript",
-        "onnxruntime",
-        "litert_torch",
-        extra="convert",
-    )
+    need_extra(extra="convert")
     with hushed() as real_stderr, open(os.dup(real_stderr), "w", encoding="utf-8") as screen:
         from .compile_labels import left_out
         from .convert import Plan

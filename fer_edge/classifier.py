@@ -16,7 +16,7 @@ from PIL import Image
 from . import runtime as rt
 from .arguments import checked
 from .bundle import Bundle, artefact_files, checked_path, golden_set, label_set, open_bundle
-from .engines import RUNTIMES, installed, preferred_order
+from .engines import RUNTIMES, installed, installed_engine, preferred_order
 from .errors import BundleError, EngineError, ImageError, MissingExtraError, UsageError
 from .image import Box, ImageLike, to_input
 from .labels import LabelSet
@@ -177,7 +177,7 @@ def choose_artefact(bundle: Bundle, runtime: str | None, precision: str | None) 
         return runtime, None
     table = {(a.runtime, a.precision): a for a in bundle.manifest.artefacts}
     if runtime is not None:
-        rt.load_runtime(runtime)
+        installed_engine(runtime)
     candidates = [runtime] if runtime is not None else [name for name in preferred_order() if installed(name)]
     for name in candidates:
         for p in [precision] if precision else rt.PRECISIONS:
@@ -204,7 +204,7 @@ def open_session(
     execution_precision: str | None,
 ) -> rt.Session:
     """Check an artefact's files and the golden set, open the artefact in its engine, and check what was opened."""
-    rt.load_runtime(runtime)
+    installed_engine(runtime)
     if artefact is None:
         golden_set(bundle)
         files: tuple[Path, ...] = (bundle.folder / bundle.manifest.golden.path,)

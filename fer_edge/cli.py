@@ -159,14 +159,14 @@ def verify(bundle: Path | None, runtime: str | None, as_json: bool, **options: A
     """Check a bundle on this box: every file's hash, and every artefact's answers on the golden set."""
     from .bundle import open_bundle
     from .classifier import DEFAULT_BUNDLE
+    from .engines import installed_engine
     from .report import verdict_text
-    from .runtime import load_runtime
     from .verify import Report
     from .verify import verify as run
 
     folder = bundle or DEFAULT_BUNDLE
     if runtime:
-        load_runtime(runtime)
+        installed_engine(runtime)
     try:
         with status() as progress:
             report = run(open_bundle(folder), [runtime] if runtime else None, on_row=progress, **options)

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 import click
 
 from .engines import RUNTIMES
-from .errors import FerEdgeError, MissingExtraError, importable
+from .errors import FerEdgeError, MissingExtraError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -294,11 +294,13 @@ def fraction(screen: TextIO, text: str) -> Iterator[Fraction]:
         yield lambda done, text=text: progress.update(task, completed=done, description=escape(printable(text)))
 
 
-def need_extra(*packages: str, extra: str) -> None:
-    """Raise MissingExtraError unless all packages are there."""
-    for package in packages:
-        if not importable(package):
-            raise MissingExtraError(f"the package {package}", extra)
+def need_extra(*distributions: str, extra: str) -> None:
+    """Raise MissingExtraError unless these distributions of an extra, or all of it, are there, as ``doctor`` sees it."""
+    from .extras import present, requirements
+
+    for name in distributions or requirements(extra):
+        if not present(name):
+            raise MissingExtraError(f"the package {name}", extra)
 
 
 class Box(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from . import engines as table
 from . import runtime as rt
-from .engines import RUNTIMES
-from .errors import FerEdgeError, MissingExtraError, importable
+from .errors import FerEdgeError
+from .extras import distributions_of, extras, requirements
+from .extras import missing as missing_of
+from .isolated import try_engine
 
 _X86 = {
     "avx2": "AVX2",
@@ -19,32 +23,30 @@ _X86 = {
     "avx512_vnni": "AVX-512 VNNI",
     "avx512_bf16": "AVX-512 BF16",
     "amx_int8": "AMX int8",
+    "amx_bf16": "AMX bf16",
 }
 _ARM = {"neon": "NEON", "asimd": "NEON", "asimddp": "dotprod", "i8mm": "i8mm", "fphp": "fp16", "bf16": "BF16", "sve": "SVE"}
 """Flags of /proc/cpuinfo -> the name engineers use (Linux arch/x86/include/asm/cpufeatures.h,
 Documentation/arch/arm64/elf_hwcaps.rst; 32-bit ARM calls asimd neon)."""
 
-_EXTRA_PACKAGES = {
-    "convert": ("torch", "transformers", "nncf", "litert_torch", "onnxscript"),
-    "bench": ("rich", "matplotlib"),
-}
-
 
 @dataclass(frozen=True)
 class Engine:
-    """One runtime: whether its engine is installed and imports, its devices, and the command that mends what is wrong."""
+    """One runtime: whether its engine is installed, imports and runs somewhere; the devices that start; those that it lists
+    and that do not, with the reason; and the command that mends what is wrong."""
 
     runtime: str
     ready: bool
     engine: str
     devices: tuple[str, ...]
     cure: str
+    failing: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     """The box. ``features``: those of the processor that matter for inference; ``note``: what they mean, in words;
-    ``missing_extras``: extra -> command."""
+    ``missing_extras``: extra -> command; ``warnings``: what will go wrong, and what to do."""
 
     fer_edge: str
     python: str
@@ -56,6 +58,7 @@ class Diagnosis:
     note: str
     engines: tuple[Engine, ...]
     missing_extras: dict[str, str]
+    warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -63,11 +66,14 @@ class Diagnosis:
 
 
 def diagnose(version: str) -> Diagnosis:
-    """Look at this box; imports every installed engine."""
+    """Look at this box; every installed engine is tried in a process of its own."""
     model, features = cpu()
     usable = rt.usable_processors()
-    missing = {e: f"pip install 'fer-edge[{e}]'" for e, names in _EXTRA_PACKAGES.items() if not all(map(importable, names))}
-    engines = tuple(_engine(name) for name in RUNTIMES)
+    others = (extra for extra in extras() if extra not in table.ENGINES)
+    missing = {extra: f"pip install 'fer-edge[{extra}]'" for extra in others if missing_of(extra)}
+    every = [*(table.ENGINES[name] for name in table.RUNTIMES), *table.offered().values()]
+    with ThreadPoolExecutor() as pool:
+        engines = tuple(pool.map(_engine, every))
     system = f"{platform.system()} {platform.machine()}"
     return Diagnosis(
         version,
@@ -80,6 +86,7 @@ def diagnose(version: str) -> Diagnosis:
         _note(features),
         engines,
         missing,
+        tuple(filter(None, map(_two_distributions, every))),
     )
 
 
@@ -112,12 +119,38 @@ def _note(features: tuple[str, ...]) -> str:
     return "no int8 dot-product instructions: int8 may be slower than fp32, measure both"
 
 
-def _engine(name: str) -> Engine:
+def _engine(engine: table.Engine) -> Engine:
+    name = engine.name
     try:
-        adapter = rt.load_runtime(name)
-        return Engine(name, True, adapter.engine(), adapter.devices(), "")
-    except MissingExtraError as error:
-        return Engine(name, False, "", (), str(error))
-    except Exception as error:  # whatever a sick engine raises: a doctor that dies of it helps nobody
-        problem = str(error) if isinstance(error, FerEdgeError) else f"{name} is installed but fails: {rt.one_line(error)}"
-        return Engine(name, False, "", (), f"{problem}; try: pip install --force-reinstall 'fer-edge[{name}]'")
+        table.installed_engine(name)
+        trial = try_engine(engine)
+    except FerEdgeError as error:
+        return Engine(name, False, "", (), str(error), {})
+    failing = dict(trial.failing)
+    if trial.devices:
+        return Engine(name, True, trial.engine, trial.devices, "", failing)
+    problem = trial.problem or "; ".join(f"{device}: {why}" for device, why in failing.items()) or "it finds no device"
+    return Engine(
+        name, False, trial.engine, (), f"{name} is installed but fails: {problem}; {_cure(engine, problem)}", failing
+    )
+
+
+def _cure(engine: table.Engine, problem: str) -> str:
+    """The command that installs the same again: the extra's own wheel laid over a GPU's would leave the CPU alone."""
+    if "SIGILL" in problem:
+        return "try an older release of it, or build it on this box"
+    names = [d.metadata["Name"] for package in engine.imports for d in distributions_of(package)]
+    others = [name for name in names if name not in requirements(engine.extra)]
+    return f"try: pip install --force-reinstall {' '.join(others) or repr(f'fer-edge[{engine.extra}]')}"
+
+
+def _two_distributions(engine: table.Engine) -> str:
+    for name in engine.imports:
+        versions = [f"{d.metadata['Name']} {d.version}" for d in distributions_of(name)]
+        if len(versions) > 1:
+            names = " ".join(version.split()[0] for version in versions)
+            return (
+                f"{' and '.join(versions)} both bring the package {name}, and the one that was installed last lies over the "
+                f"other: pip uninstall {names}, then install the one that this box needs"
+            )
+    return ""

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .errors import EngineError, importable
+from .errors import EngineError, MissingExtraError, importable
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,27 @@ RUNTIMES = tuple(name for name, engine in ENGINES.items() if engine.suffixes)
 
 def engine_of(runtime: str) -> Engine:
     """The engine of a runtime, ours or a third party's. Raises EngineError for a name that nobody offers."""
-    found = ENGINES.get(runtime) or _offered().get(runtime)
+    found = ENGINES.get(runtime) or offered().get(runtime)
     if found is None:
-        raise EngineError(f"no runtime {runtime!r}; there are {', '.join([*ENGINES, *sorted(_offered())])}")
+        raise EngineError(f"no runtime {runtime!r}; there are {', '.join([*ENGINES, *sorted(offered())])}")
     return found
+
+
+def installed_engine(runtime: str) -> Engine:
+    """As :func:`engine_of`. Raises MissingExtraError, too, when the engine is not installed."""
+    engine = engine_of(runtime)
+    if not engine.installed:
+        raise MissingExtraError(f"the engine of the runtime {runtime!r}", engine.extra)
+    return engine
 
 
 def installed(runtime: str) -> bool:
     """Whether a runtime's engine is there, found without importing it; of a third party's, whether it is offered."""
-    found = ENGINES.get(runtime) or _offered().get(runtime)
+    found = ENGINES.get(runtime) or offered().get(runtime)
     return found is not None and found.installed
 
 
-def _offered() -> dict[str, Engine]:
+def offered() -> dict[str, Engine]:
     """Third parties' runtimes."""
     from importlib import metadata  # a tenth of a device's start-up, and only third parties' runtimes need it
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from operator import eq, ge, gt, le, lt, ne
+from pathlib import Path
 from typing import Any
 
 from .errors import importable
@@ -27,14 +28,14 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 
 def extras() -> tuple[str, ...]:
     """The extras of fer-edge that are no list of others; none where fer-edge itself is not installed."""
-    mine = _metadata()
-    names = mine.get_all("Provides-Extra") or [] if mine else []
-    return tuple(name for name in names if not any(_name(line) == "fer-edge" for line in _lines(name)))
+    table = _optional()
+    return tuple(extra for extra, lines in table.items() if not any(_name(line) == "fer-edge" for line in lines))
 
 
 def requirements(extra: str) -> tuple[str, ...]:
-    """The distributions that an extra asks for on this box, by the metadata of the installed fer-edge."""
-    return tuple(dict.fromkeys(map(_name, _lines(extra))))
+    """The distributions that an extra asks for on this box."""
+    lines = [line for line in _optional().get(extra, ()) if holds(line.partition(";")[2], extra)]
+    return tuple(dict.fromkeys(map(_name, lines)))
 
 
 def missing(extra: str) -> tuple[str, ...]:
@@ -62,17 +63,22 @@ def distributions_of(import_name: str) -> tuple[metadata.Distribution, ...]:
     return tuple(found.values())
 
 
-def _metadata() -> metadata.PackageMetadata | None:
+def _optional() -> dict[str, list[str]]:
+    """Extra -> requirements, by the metadata of the installed fer-edge; a checkout has its own."""
+    root = Path(__file__).resolve().parent.parent
+    if (root / "pyproject.toml").is_file() and (root / "runtimes").is_dir() and sys.version_info >= (3, 11):
+        import tomllib
+
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return dict(project["optional-dependencies"])
     try:
-        return metadata.metadata("fer-edge")
+        mine = metadata.metadata("fer-edge")
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _lines(extra: str) -> list[str]:
-    mine = _metadata()
-    lines = mine.get_all("Requires-Dist") or [] if mine else []
-    return [line for line in lines if "extra" in line and holds(line.partition(";")[2], extra)]
+        return {}
+    lines = mine.get_all("Requires-Dist") or []
+    of_extras = [line for line in lines if re.search(r"\bextra\s*==", line)]
+    names = mine.get_all("Provides-Extra") or []
+    return {extra: [line for line in of_extras if re.search(rf"""extra\s*==\s*['"]{extra}['"]""", line)] for extra in names}
 
 
 def _name(line: str) -> str:

@@ -92,7 +92,7 @@ def describe(bundle: Bundle) -> str:
     return f"{table(facts)}\n\n{table(rows)}"
 
 
-_PURPOSE = {"convert": "convert models, on a host", "bench": "evaluate"}
+_PURPOSE = {"convert": "convert models, on a host", "bench": "measure speed and accuracy", "ray": "transfer on a cluster"}
 
 
 def diagnosis_text(found: Diagnosis) -> str:
@@ -104,11 +104,18 @@ def diagnosis_text(found: Diagnosis) -> str:
     ]
     rows = [["runtime", "engine", "devices"]]
     rows += [[e.runtime, e.engine or "not ready", ", ".join(e.devices) or e.cure] for e in found.engines]
-    extras = [
-        f"Not here, and not needed to predict or verify: the extra '{name}' ({_PURPOSE[name]}): {command}"
+    notes = [
+        f"{e.runtime}: {device} is listed, and does not start: {why}"
+        for e in found.engines
+        for device, why in e.failing.items()
+        if e.ready
+    ]
+    notes += [f"Warning: {warning}" for warning in found.warnings]
+    notes += [
+        f"Not here, and not needed to predict or verify: the extra '{name}' ({_PURPOSE.get(name, name)}): {command}"
         for name, command in found.missing_extras.items()
     ]
-    return "\n".join([table(facts), "", table(rows), *(["", *extras] if extras else [])])
+    return "\n".join([table(facts), "", table(rows), *(["", *notes] if notes else [])])
 
 
 def verdict_text(report: Report) -> str:

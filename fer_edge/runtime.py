@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .container import container_limits
-from .engines import engine_of
-from .errors import BundleError, EngineError, FerEdgeError, MissingExtraError
+from .engines import engine_of, installed_engine
+from .errors import BundleError, EngineError, FerEdgeError
 
 T = TypeVar("T")
 
@@ -161,9 +161,7 @@ def load_runtime(name: str) -> Runtime:
 
     Raises EngineError for a name that nobody offers, MissingExtraError when its engine is not installed.
     """
-    engine = engine_of(name)
-    if not engine.installed:
-        raise MissingExtraError(f"the engine of the runtime {name!r}", engine.extra)
+    engine = installed_engine(name)
     try:
         return cast(Runtime, import_module(engine.adapter))
     except Exception as error:  # a sick library, or a driver behind it, raises what it likes

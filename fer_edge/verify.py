@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -10,9 +11,10 @@ from typing import Any, Literal
 from . import runtime as rt
 from .bundle import Bundle, Golden, all_files, checked_path, golden_set, label_set
 from .classifier import artefact_names, open_session
-from .engines import ENGINES, installed
+from .engines import ENGINES, installed, installed_engine
 from .errors import BundleError, EngineError, MissingExtraError
 from .golden import BARS, Parity, measure
+from .isolated import crash_of
 from .labels import LabelSet
 from .manifest import Artefact
 
@@ -113,6 +115,10 @@ def _row(
     if runtime not in ENGINES and not installed(runtime):
         return Row(runtime, precision, "no engine", f"nothing that is installed here offers the runtime {runtime!r}")
     try:
+        if installed_engine(runtime).adapter not in sys.modules:
+            asked = {"precision": precision, "device": device, "execution_precision": execution_precision}
+            if end := crash_of(str(bundle.folder), runtime, **asked):
+                return Row(runtime, precision, "refused", f"{runtime} is installed and does not live here: {end}")
         session = open_session(bundle, runtime, artefact, device, threads, execution_precision)
     except MissingExtraError as error:
         return Row(runtime, precision, "no engine", str(error))

@@ -12,6 +12,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -710,3 +711,20 @@ def test_a_handover_takes_time_and_leaves_the_process_as_it_was() -> None:
         assert handover_us() is None, "there is nobody to hand anything to"
     finally:
         os.sched_setaffinity(0, free)
+
+
+def test_a_thread_that_cannot_be_bound_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that goes offline in between: the helper thread is refused it."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two processors")
+    bind, here = os.sched_setaffinity, threading.get_ident()
+
+    def refuse(process: int, processors: set[int]) -> None:
+        if threading.get_ident() != here:
+            raise OSError(22, "Invalid argument")
+        bind(process, processors)
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    assert handover_us() is None
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -763,12 +763,13 @@ def test_doctor_json(capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = done.json
     assert set(found) == {
         "fer_edge", "python", "system", "cpu", "cores", "usable_cores", "features", "note", "engines", "missing_extras",
+        "warnings",
     }  # fmt: skip
     assert found["fer_edge"] == fer_edge.__version__
     assert 1 <= found["usable_cores"] <= found["cores"]
     assert [e["runtime"] for e in found["engines"]] == list(RUNTIMES)
     for engine in found["engines"]:
-        assert set(engine) == {"runtime", "ready", "engine", "devices", "cure"}
+        assert set(engine) == {"runtime", "ready", "engine", "devices", "cure", "failing"}
         if engine["runtime"] in ENGINES:
             assert engine["ready"]
             assert re.search(r"\d+\.\d+", engine["engine"])

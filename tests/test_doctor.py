@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from absence import replaced, without
 
-from fer_edge import doctor
+from fer_edge import doctor, extras
 from fer_edge.cli import main
-from fer_edge.engines import RUNTIMES
+from fer_edge.console import need_extra
+from fer_edge.engines import RUNTIMES, installed
+from fer_edge.errors import MissingExtraError
 from fer_edge.report import diagnosis_text
+from fer_edge.runtime import load_runtime
 
 VNNI = """\
 processor	: 0
@@ -19,7 +27,7 @@ vendor_id	: GenuineIntel
 cpu family	: 6
 model		: 143
 model name	: Intel(R) Xeon(R) Platinum 8488C
-flags		: fpu sse4_2 avx avx2 avx512f avx512_vnni avx512_bf16 amx_int8 amx_tile
+flags		: fpu sse4_2 avx avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8 amx_tile
 
 processor	: 1
 model		: 143
@@ -86,7 +94,7 @@ FAST = "int8 products run at full speed"
         (
             VNNI,
             "Intel(R) Xeon(R) Platinum 8488C",
-            ("AVX2", "AVX-512", "AVX-512 VNNI", "AVX-512 BF16", "AMX int8"),
+            ("AVX2", "AVX-512", "AVX-512 VNNI", "AVX-512 BF16", "AMX int8", "AMX bf16"),
             FAST,
         ),
         (ALDER_LAKE_N, "Intel(R) N100", ("AVX2", "AVX-VNNI"), FAST),
@@ -155,8 +163,118 @@ def test_a_sick_engine_does_not_kill_the_doctor(source: str, tmp_path: Path, mon
     assert len(engine.cure.splitlines()) == 1
 
 
+SICK = """
+import os, signal, sys
+def engine(): return "sick 1"
+def devices(): return ("CPU", "CUDA", "NPU", "TPU")
+def try_device(device):
+    if device == "CUDA":
+        print("a line before", file=sys.stderr)
+        print("libcuda.so.1: cannot open shared object file", file=sys.stderr)
+        raise RuntimeError("it falls back to the CPU")
+    if device == "NPU":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    print("what an engine prints is no answer")
+"""
+
+
+def test_each_device_is_tried_and_says_why_it_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ends its process takes none of the others with it."""
+    (tmp_path / "sick_devices.py").write_text(SICK)
+    monkeypatch.syspath_prepend(tmp_path)
+    replaced(monkeypatch, "litert", adapter="sick_devices", imports=("sick_devices",))
+    found = doctor.diagnose("0")
+    engine = next(e for e in found.engines if e.runtime == "litert")
+    assert (engine.ready, engine.engine, engine.devices, engine.cure) == (True, "sick 1", ("CPU", "TPU"), "")
+    assert engine.failing == {
+        "CUDA": "it falls back to the CPU; libcuda.so.1: cannot open shared object file",
+        "NPU": "its process was ended by SIGSEGV",
+    }
+    text = diagnosis_text(found)
+    assert "litert: CUDA is listed, and does not start: it falls back to the CPU; libcuda.so.1" in text
+    assert found.as_json()["engines"][1]["failing"] == engine.failing
+
+
+@pytest.mark.parametrize("name", filter(installed, RUNTIMES))
+def test_a_device_that_is_not_there_does_not_start(name: str) -> None:
+    adapter = load_runtime(name)
+    adapter.try_device("CPU")
+    if name != "litert":  # whose delegates are named by their files, and tried with an artefact
+        with pytest.raises(Exception, match="NoSuchDevice"):
+            adapter.try_device("NoSuchDevice")
+
+
+def test_an_engine_whose_import_ends_the_process_takes_nobody_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    """A wheel built for a newer processor dies of SIGILL: doctor and verify name it and go on."""
+    package = tmp_path / "ai_edge_litert"
+    package.mkdir()
+    (package / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def told(command: str) -> tuple[int, dict[str, Any]]:
+        start = [sys.executable, "-c", "from fer_edge.cli import main; main()", command, "--json"]
+        done = subprocess.run(start, capture_output=True, text=True, env=environment)
+        return done.returncode, json.loads(done.stdout)
+
+    code, found = told("doctor")
+    engines = {engine["runtime"]: engine for engine in found["engines"]}
+    assert not engines["litert"]["ready"]
+    assert "ended by SIGILL (it was built for a newer processor" in engines["litert"]["cure"]
+    assert "pip install" not in engines["litert"]["cure"], "the same wheel would die again"
+    others = {name for name in RUNTIMES if name != "litert" and installed(name)}
+    assert all(engines[name]["ready"] for name in others)
+    assert code == (0 if others else 1)
+
+    code, report = told("verify")
+    assert code == 1
+    for row in report["artefacts"]:
+        assert row["status"] == (
+            "refused" if row["runtime"] == "litert" else "ok" if row["runtime"] in others else "no engine"
+        )
+        assert row["runtime"] != "litert" or "ended by SIGILL" in row["problem"]
+
+
+def distribution(folder: Path, name: str, package: str, requires: str = "") -> None:
+    """Metadata of an installed distribution that brings a package."""
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{requires}")
+    (info / "RECORD").write_text(f"{package}/__init__.py,,\n")
+
+
+def test_two_distributions_of_one_engine_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's wheel of onnxruntime lies over the GPU's, and leaves the CPU alone."""
+    (tmp_path / "an_engine.py").write_text("def engine(): return ''\ndef devices(): raise RuntimeError('no driver')")
+    monkeypatch.syspath_prepend(tmp_path)
+    replaced(monkeypatch, "onnxruntime", adapter="an_engine", imports=("an_engine",))
+    distribution(tmp_path, "an-engine-gpu", "an_engine")
+    found = doctor.diagnose("0")
+    assert found.warnings == ()
+    cure = next(e.cure for e in found.engines if e.runtime == "onnxruntime")
+    assert cure.endswith("no driver; try: pip install --force-reinstall an-engine-gpu"), "not the extra, which is the CPU's"
+    distribution(tmp_path, "an-engine", "an_engine")
+    found = doctor.diagnose("0")
+    (warning,) = found.warnings
+    assert "an-engine 1.0" in warning
+    assert "an-engine-gpu 1.0" in warning
+    assert "pip uninstall" in warning
+    assert f"Warning: {warning}" in diagnosis_text(found)
+
+
 def test_missing_extras_come_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(doctor._EXTRA_PACKAGES, "convert", ("no_such_package",))
+    """And the commands refuse what doctor calls missing, and nothing else: both ask the package's metadata."""
+    names = extras.requirements("bench")
+    assert names
+    assert {*extras.requirements("convert")} >= {"torch", "ai-edge-quantizer", "litert-torch"}
+    for missing in names:
+        with monkeypatch.context() as patch:
+            patch.setattr(extras, "present", lambda name, missing=missing: name != missing)
+            assert doctor.diagnose("0").missing_extras["bench"] == "pip install 'fer-edge[bench]'"
+            with pytest.raises(MissingExtraError, match=missing):
+                need_extra(extra="bench")
+    monkeypatch.setattr(extras, "present", lambda name: name not in extras.requirements("convert"))
     found = doctor.diagnose("0")
     assert found.missing_extras["convert"] == "pip install 'fer-edge[convert]'"
     assert "pip install 'fer-edge[convert]'" in diagnosis_text(found)
