@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import pytest
 from PIL import Image
 
 import fer_edge
-from fer_edge.bundle import golden_set, open_bundle
+from fer_edge.bundle import golden_set, open_bundle, write_manifest
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.cli import cli
 
@@ -140,6 +143,26 @@ def test_what_a_page_shows_can_be_done(page: Path, bench_of_a_reader: Path) -> N
         assert done.returncode == 0, f"{page.name}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         for line in (line for b in console for line in b.text.split("\n") if re.match(r"\S+\.png: \w+ \d", line)):
             assert command[0] != "bash" or line.split(" ")[:2] == done.stdout.split(" ")[:2], "the label that the page shows"
+
+
+def test_the_runtime_of_the_page_gives_the_right_answer(tmp_path: Path) -> None:
+    """The 20 lines of CONTRIBUTING.md, offered by another package, on a bundle that was made for it."""
+    pytest.importorskip("onnxruntime")
+    (block,) = of_language(ROOT / "CONTRIBUTING.md", "python")
+    (tmp_path / "twenty_lines.py").write_text(block.text)
+    (tmp_path / "twenty-1.dist-info").mkdir()
+    (tmp_path / "twenty-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: twenty\nVersion: 1\n")
+    (tmp_path / "twenty-1.dist-info" / "entry_points.txt").write_text("[fer_edge.runtimes]\ntwenty = twenty_lines\n")
+    folder = Path(shutil.copytree(DEFAULT_BUNDLE, tmp_path / "bundle"))
+    manifest = open_bundle(folder).manifest
+    artefacts = tuple(replace(a, runtime="twenty") if a.runtime == "onnxruntime" else a for a in manifest.artefacts)
+    write_manifest(folder, replace(manifest, artefacts=artefacts))
+    command = [sys.executable, "-m", "fer_edge", "verify", str(folder), "--runtime", "twenty", "--json"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(done.stdout)["artefacts"]
+    assert [(r["runtime"], r["status"]) for r in rows] == [("twenty", "ok")]
 
 
 def test_only_what_is_typed_is_run() -> None:
