@@ -36,6 +36,7 @@ from fer_edge.console import (
 )
 @click.option("--classes", metavar="MEMBER", help="npz: the member with the class names, in the order of the integers.")
 @click.option("--skip-unknown", is_flag=True, help="Leave out classes that are no label of the set, instead of stopping.")
+@click.option("--recursive", is_flag=True, help="Also take the images in folders within a class folder.")
 @labels_option
 @engine_options
 @common
@@ -45,13 +46,15 @@ def evaluate(
     truth: str | None,
     classes: str | None,
     skip_unknown: bool,
+    recursive: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """WAR, UAR, confusion and recall on labelled faces.
 
     DATA: a folder with a folder of images per class, or an npz with a member 'images' (uint8) and --truth and --classes.
-    An image that cannot be read is named and counts nowhere, and the exit status is 2.
+    An image that cannot be read is named and counts nowhere, and the exit status is 2. Hidden files and other files
+    beside the images are named and left out.
     """
     need_extra("rich", extra="bench")
     from fer_edge.classifier import load
@@ -60,7 +63,7 @@ def evaluate(
     from .evaluate import evaluate as run
     from .report.screen import evaluation_text
 
-    faces = read_faces(data, truth, classes)
+    faces = read_faces(data, truth, classes, recursive)
     with load(bundle, **options) as clf, fraction(sys.stderr, "evaluating") as progress:
         result = run(clf, faces, skip_unknown, progress)
     for entry in result.unreadable:

@@ -75,6 +75,7 @@ _OPTIONS = (
     click.option("--accuracy", type=_existing, metavar="DATA", help="Labelled faces: WAR and UAR too, as evaluate."),
     click.option("--truth", metavar="MEMBER", help="Of an npz for --accuracy: see evaluate."),
     click.option("--classes", metavar="MEMBER", help="Of an npz for --accuracy: see evaluate."),
+    click.option("--recursive", is_flag=True, help="Of a folder for --accuracy: see evaluate."),
     click.option(
         "--interleave",
         "other",
@@ -121,7 +122,7 @@ def bench(bundle: Path | None, as_json: bool, **options: Any) -> None:
     from .runs import accuracy, check_faces, in_turns, ordinary, sustained, wrong
 
     outputs = {name: options.pop(name) for name in ("output", "csv_file", "markdown_file", "html_file")}
-    data = [options.pop(name) for name in ("accuracy", "truth", "classes")]
+    data = [options.pop(name) for name in ("accuracy", "truth", "classes", "recursive")]
     other, seconds = options.pop("other"), options.pop("sustained")
     _together(other, seconds, data[0], outputs["csv_file"], options)
     plan = _plan(bundle, **options)

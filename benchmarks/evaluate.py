@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_edge.accuracy import Intervals, confusion_matrix, intervals, recall_by_label, uar, war
+from fer_edge.accuracy import Intervals, calibration_error, confusion_matrix, intervals, recall_by_label, uar, war
 from fer_edge.classifier import Classifier
 from fer_edge.errors import ImageError, LabelError, UsageError
+from fer_edge.folders import IgnoredFile
 from fer_edge.image import ImageLike
 from fer_edge.labelled import LabelledFaces, label_of
 
@@ -22,7 +23,9 @@ from fer_edge.labelled import LabelledFaces, label_of
 class Evaluation:
     """``war`` and ``uar`` are fractions of 1; ``confusion`` (K, K) has the truth in rows, in the order of ``labels``; a
     class without a face has recall None and does not count in ``uar``; ``unreadable`` lists the images that could not
-    be read, which count nowhere else. ``intervals`` are 95% bootstrap intervals."""
+    be read, which count nowhere else. ``intervals`` are 95% bootstrap intervals; ``calibration_error`` is how far the
+    probability of the answers and the share of right ones lie apart. ``left_out`` counts what has no usable label, the
+    files in ``ignored`` among it, which are no faces."""
 
     n: int
     war: float
@@ -32,7 +35,9 @@ class Evaluation:
     confusion: list[list[int]]
     per_class_recall: dict[str, float | None]
     per_class_count: dict[str, int]
+    calibration_error: float
     left_out: int
+    ignored: tuple[IgnoredFile, ...]
     skipped_classes: dict[str, int]
     unreadable: list[dict[str, str]]
     runtime: str
@@ -64,10 +69,12 @@ def evaluate(
             "choose --labels, or pass --skip-unknown"
         )
     position = {label: i for i, label in enumerate(clf.labels)}
-    truth, predicted, unreadable = [], [], []
+    truth, predicted, confidence, unreadable = [], [], [], []
     for i, (image, label) in enumerate(_known(faces, meaning)):
         try:
-            predicted.append(position[clf.predict(image).label])
+            answer = clf.predict(image)
+            predicted.append(position[answer.label])
+            confidence.append(answer.scores[answer.label])
             truth.append(position[label])
         except ImageError as error:
             unreadable.append({"image": str(image) if isinstance(image, (str, Path)) else f"image {i}", "error": str(error)})
@@ -76,7 +83,7 @@ def evaluate(
         why = f"; the first reason: {unreadable[0]['error']}" if unreadable else ": none has a label of this set"
         raise UsageError(f"no face could be evaluated{why}")
     skipped = {name: sum(c == name for c in faces.classes) for name in unknown}
-    return _counted(clf, np.array(truth), np.array(predicted), faces.left_out, skipped, unreadable)
+    return _counted(clf, np.array(truth), np.array(predicted), np.array(confidence), faces, skipped, unreadable)
 
 
 def _known(faces: LabelledFaces, meaning: dict[str, str | None]) -> Iterator[tuple[ImageLike, str]]:
@@ -90,7 +97,8 @@ def _counted(
     clf: Classifier,
     truth: NDArray[np.int64],
     predicted: NDArray[np.int64],
-    left_out: int,
+    confidence: NDArray[np.float64],
+    faces: LabelledFaces,
     skipped: dict[str, int],
     unreadable: list[dict[str, str]],
 ) -> Evaluation:
@@ -104,7 +112,9 @@ def _counted(
         confusion=table.tolist(),
         per_class_recall=recall_by_label(table, clf.labels),
         per_class_count={label: int((truth == i).sum()) for i, label in enumerate(clf.labels)},
-        left_out=left_out,
+        calibration_error=calibration_error(confidence, predicted == truth),
+        left_out=faces.left_out + len(faces.ignored),
+        ignored=faces.ignored,
         skipped_classes=skipped,
         unreadable=unreadable,
         runtime=clf.runtime,

@@ -62,7 +62,7 @@ def isolated_accuracy(configuration: Configuration, data: Sequence[Any]) -> dict
     """n, WAR and UAR with intervals of a configuration on labelled faces: ``data`` as :func:`~fer_edge.labelled.read_faces`
     takes it. Raises EngineError with the child's own words."""
     with _child(sys.executable) as (send, receive):
-        send({"accuracy": asdict(configuration), "data": [None if d is None else str(d) for d in data]})
+        send({"accuracy": asdict(configuration), "data": [str(data[0]), *data[1:]]})
         found: dict[str, Any] = receive()["accuracy"]
         return found
 
@@ -213,7 +213,8 @@ def _accuracy(wanted: Configuration, data: Sequence[Any]) -> dict[str, Any]:
     with opened as clf:
         result = evaluate(clf, read_faces(Path(data[0]), *data[1:]))
     intervals = {"war_interval": list(result.intervals.war), "uar_interval": list(result.intervals.uar)}
-    counts = {"n": result.n, "left_out": result.left_out, "unreadable": result.unreadable}
+    ignored = [asdict(entry) for entry in result.ignored]
+    counts = {"n": result.n, "left_out": result.left_out, "ignored": ignored, "unreadable": result.unreadable}
     return {**counts, "war": result.war, "uar": result.uar, **intervals}
 
 

@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import read_members
 from .errors import UsageError
-from .image import IMAGE_SUFFIXES, ImageLike
+from .folders import DEEPER, EMPTY, HIDDEN, IgnoredFile, image_files
+from .image import ImageLike
 from .labels import SYNONYMS
+
+BESIDE = "not in a class folder"
 
 
 @dataclass(frozen=True)
 class LabelledFaces:
-    """``images`` with the name of each one's class; ``left_out`` counts those without a usable label."""
+    """``images`` with the name of each one's class; ``left_out`` counts those without a usable label; ``ignored`` names the
+    files of a folder that are no faces."""
 
     images: Sequence[ImageLike]
     classes: Sequence[str]
     left_out: int = 0
+    ignored: tuple[IgnoredFile, ...] = ()
 
 
-def read_faces(data: Path, truth: str | None = None, classes: str | None = None) -> LabelledFaces:
-    """A folder with a folder per class, or an npz with ``images``, an integer member ``truth`` (-1: left out) and a
-    name list ``classes``.
+def read_faces(data: Path, truth: str | None = None, classes: str | None = None, recursive: bool = False) -> LabelledFaces:
+    """A folder with a folder per class (``recursive``: with the folders in those, whose names mean nothing), or an npz with
+    ``images``, an integer member ``truth`` (-1: left out) and a name list ``classes``.
 
     Raises UsageError when ``data`` is neither, or the members do not fit."""
     if data.is_dir():
-        try:
-            files = [
-                (p, folder.name)
-                for folder in sorted(data.iterdir())
-                if folder.is_dir()
-                for p in sorted(folder.iterdir())
-                if p.suffix.lower() in IMAGE_SUFFIXES
-            ]
-        except OSError as error:
-            raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
-        if not files:
-            raise UsageError(f"{data} has no images in class folders; expected {data}/<class>/<image>")
-        return LabelledFaces([p for p, _ in files], [c for _, c in files])
+        return _read_folders(data, recursive)
     if not data.is_file():
         raise UsageError(f"{data} does not exist")
     if data.suffix.lower() != ".npz" and (truth is None or classes is None):
         raise UsageError(f"{data} is neither a folder with a folder per class nor an npz file")
     if truth is None or classes is None:
         raise UsageError(f"{data} is an npz file: name its members with --truth MEMBER and --classes MEMBER")
-    images, labels, names = _members(data, "images", truth, classes)
+    members = read_members(data, {"images", truth, classes})
+    images, labels, names = (members[name] for name in ("images", truth, classes))
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UsageError(
             f"{data}: images must be uint8 (N, H, W) gray or (N, H, W, 3) RGB; got {images.dtype} {images.shape}"
@@ -71,21 +63,27 @@ def read_faces(data: Path, truth: str | None = None, classes: str | None = None)
     return LabelledFaces([images[i] for i in kept], [str(names[labels[i]]) for i in kept], len(labels) - len(kept))
 
 
-def _members(data: Path, *names: str) -> list[NDArray[Any]]:
-    """Members of an npz, without pickle. Raises UsageError."""
+def _read_folders(data: Path, recursive: bool) -> LabelledFaces:
+    faces: list[tuple[Path, str]] = []
+    ignored: list[IgnoredFile] = []
     try:
-        with zipfile.ZipFile(data) as archive:
-            held = [entry.removesuffix(".npy") for entry in archive.namelist()]
-        missing = [name for name in names if name not in held]
-        if missing:
-            raise UsageError(f"{data} has no member {missing[0]!r}; it has {', '.join(held)}")
-        with np.load(data, allow_pickle=False) as z:
-            return [z[name] for name in names]
-    except UsageError:
-        raise
-    except Exception as error:  # numpy's header parser lets TokenError, IndexError and more through
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{data} is not a readable npz file: {reason}") from error
+        for folder in sorted(data.iterdir()):
+            if folder.name.startswith(".") or not folder.is_dir():
+                why = HIDDEN if folder.name.startswith(".") else BESIDE
+                ignored.append(IgnoredFile(folder.name + ("/" if folder.is_dir() else ""), why))
+                continue
+            found = image_files(folder, recursive, data)
+            faces += [(path, folder.name) for path in found.images]
+            ignored += found.ignored
+            if not found.images and not any(entry.why == DEEPER for entry in found.ignored):
+                ignored.append(IgnoredFile(f"{folder.name}/", EMPTY))
+    except OSError as error:
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
+    if not faces:
+        deeper = sum(entry.why == DEEPER for entry in ignored)
+        hint = f"; {deeper} lie in folders within class folders: --recursive takes them" if deeper else ""
+        raise UsageError(f"{data} has no images in class folders; expected {data}/<class>/<image>{hint}")
+    return LabelledFaces([path for path, _ in faces], [name for _, name in faces], 0, tuple(ignored))
 
 
 def label_of(name: str, labels: Sequence[str]) -> str | None:

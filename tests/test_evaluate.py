@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fer_edge
+from fer_edge.accuracy import calibration_error
 from fer_edge.cli import main
 from fer_edge.errors import LabelError, UsageError
 from fer_edge.labelled import label_of, read_faces
@@ -66,11 +70,17 @@ def tree(tmp_path: Path, data: Path) -> Path:
     return tmp_path / "tree"
 
 
-@pytest.fixture
-def arrays(data: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def real_arrays(data: Path) -> dict[str, Any]:
     """The first 150 faces of FER2013's public test, with FER+'s majority labels (-1: none)."""
     with np.load(data / "fer2013" / "public_test.npz") as z:
         return {"images": z["images"][:150], TRUTH: z[TRUTH][:150], CLASSES: z[CLASSES]}
+
+
+@pytest.fixture
+def arrays(real_arrays: dict[str, Any]) -> dict[str, Any]:
+    """A copy to change."""
+    return {name: array.copy() for name, array in real_arrays.items()}
 
 
 @pytest.fixture
@@ -235,6 +245,79 @@ def test_only_unreadable_images_say_why(tmp_path: Path, run: Run) -> None:
     assert_one_line(run(tmp_path), "no face could be evaluated", "a.jpg is not an image")
 
 
+def test_files_of_other_programs_are_named_and_no_faces(tree: Path, run: Run) -> None:
+    """macOS' doubles, Jupyter's and Windows' files, and folders within class folders."""
+    before = json.loads(run(tree, "--json")[1])
+    face = sorted((tree / "happy").glob("*.jpg"))[0]
+    (tree / "happy" / f"._{face.name}").write_bytes(bytes(120))
+    (tree / "happy" / "Thumbs.db").write_bytes(b"x")
+    (tree / ".ipynb_checkpoints").mkdir()
+    shutil.copy(face, tree / ".ipynb_checkpoints" / "x-checkpoint.jpg")
+    (tree / "fear" / ".git").mkdir()
+    (tree / "happy" / "person1" / "day2").mkdir(parents=True)
+    shutil.copy(face, tree / "happy" / "person1" / "day2" / "A.JPG")
+    shutil.copy(face, tree / "happy" / "person1" / ".b.jpg")
+    (tree / "happy" / "elsewhere").symlink_to(tree / "fear")
+    code, out, err = run(tree, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert {key: found[key] for key in JSON_KEYS} == {key: before[key] for key in JSON_KEYS}
+    hidden, other, deeper = "hidden, its name begins with a dot", "no image by its ending", "in a folder within a folder"
+    expected = {
+        f"happy/._{face.name}": hidden,
+        "happy/Thumbs.db": other,
+        "happy/notes.txt": other,
+        "happy/elsewhere/": "a link to a folder, which is not followed",
+        "happy/person1/day2/A.JPG": deeper,
+        "happy/person1/.b.jpg": hidden,
+        ".ipynb_checkpoints/": hidden,
+        "fear/.git/": hidden,
+        "notes.txt": "not in a class folder",
+        "disgust/": "a folder without an image",
+    }
+    assert {entry["file"]: entry["why"] for entry in found["ignored"]} == expected
+    assert found["left_out"] == len(found["ignored"]) == 10
+    text = run(tree)[1]
+    assert "left out: 0 without a label, 0 of unknown classes, 0 unreadable" in text
+    assert f"4 left out, {hidden}: .ipynb_checkpoints/, fear/.git/, happy/._{face.name} and 1 more" in text
+    assert f"1 left out, {deeper}: happy/person1/day2/A.JPG" in text
+    whole = json.loads(run(tree, "--recursive", "--json")[1])
+    assert (whole["n"], whole["per_class_count"]["happiness"]) == (27, 5)
+    assert {e["file"] for e in whole["ignored"]} == expected.keys() - {"happy/person1/day2/A.JPG"}
+
+
+def test_every_ending_that_predict_reads_is_a_face(tree: Path, run: Run) -> None:
+    """A browser saves .jfif; .JPE, .jp2 and .tga are pictures as well."""
+    first, second, third, fourth = sorted((tree / "happy").glob("*.jpg"))
+    for path, name in ((first, "a.jfif"), (second, "b.JPE")):
+        path.rename(path.with_name(name))
+    for path, name in ((third, "c.jp2"), (fourth, "d.tga")):
+        Image.open(path).save(path.with_name(name))
+        path.unlink()
+    found = json.loads(run(tree, "--json")[1])
+    assert found["per_class_count"]["happiness"] == 4
+
+
+def test_images_that_lie_deeper_are_said_where_there_is_no_other(tree: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "deep" / "fear").mkdir(parents=True)
+    (tree / "fear").rename(tmp_path / "deep" / "fear" / "person1")
+    assert_one_line(run(tmp_path / "deep"), "4 lie in folders within class folders: --recursive takes them")
+    found = json.loads(run(tmp_path / "deep", "--recursive", "--json")[1])
+    assert (found["n"], found["per_class_count"]["fear"]) == (4, 4)
+
+
+def test_calibration_error_is_that_of_the_answers(tree: Path, run: Run) -> None:
+    means = {"happy": "happiness", "Sad": "sadness", "ANGRY": "anger", "surprised": "surprise"}
+    files = sorted(p for p in tree.rglob("*") if p.suffix != ".txt" and p.is_file())
+    with fer_edge.load() as clf:
+        answers = [clf.predict(path) for path in files]
+    confidence = np.array([max(answer.scores.values()) for answer in answers])
+    right = np.array([a.label == means.get(p.parent.name, p.parent.name) for a, p in zip(answers, files, strict=True)])
+    found = json.loads(run(tree, "--json")[1])
+    assert found["calibration_error"] == pytest.approx(calibration_error(confidence, right))
+    assert f"calibration error {found['calibration_error']:.1%}" in run(tree)[1]
+
+
 def test_folders_that_do_not_fit(tmp_path: Path, portrait: Path, run: Run) -> None:
     assert_one_line(run(tmp_path), "no images in class folders", "<class>/<image>")
     shutil.copy(portrait, tmp_path)
@@ -307,6 +390,25 @@ def test_a_broken_header_in_an_npz(tmp_path: Path, arrays: dict[str, Any], run: 
             data = whole.read(info)
             broken.writestr(info.filename, data.replace(b"{'descr'", b"{('descr", 1))
     assert_one_line(run(tmp_path / "b.npz", *MEMBERS), "not a readable npz file")
+
+
+def test_a_small_npz_that_unpacks_to_much_is_refused(tmp_path: Path, arrays: dict[str, Any], run: Run) -> None:
+    """600 kB of zeros in small are 600 MB in large: they are not unpacked."""
+    head = io.BytesIO()
+    shape = ((600 << 20) // 2304, 48, 48)
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.savez(tmp_path / "bomb.npz", **{TRUTH: arrays[TRUTH], CLASSES: arrays[CLASSES]})
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.npz", "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("images.npy", "w", force_zip64=True) as stream,
+    ):
+        stream.write(head.getvalue())
+        for _ in range(150):
+            stream.write(bytes(1 << 22))
+    tracemalloc.start()
+    assert_one_line(run(tmp_path / "bomb.npz", *MEMBERS), "bomb.npz unpacks to 629,1")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 27
+    tracemalloc.stop()
 
 
 def test_files_that_are_no_npz(tmp_path: Path, npz: Path, arrays: dict[str, Any], run: Run) -> None:

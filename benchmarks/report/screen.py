@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from fer_edge.console import printable
+from fer_edge.folders import ignored_lines
 
 from ..compare import Comparison
 from ..evaluate import Evaluation
@@ -24,11 +25,13 @@ def evaluation_text(result: Evaluation) -> str:
     width = max(map(len, (corner, *result.labels)))
     ran = f"{result.runtime} {result.precision} on {result.device}"
     skipped = sum(result.skipped_classes.values())
+    unlabelled = result.left_out - len(result.ignored)
     war, uar = ("{:.1%} to {:.1%}".format(*pair) for pair in (result.intervals.war, result.intervals.uar))
     lines = [
         f"{result.n} faces: WAR {result.war:.2%}, UAR {result.uar:.2%} ({ran}, labels {result.label_set})",
-        f"95% intervals: WAR {war}, UAR {uar}",
-        f"left out: {result.left_out} without a label, {skipped} of unknown classes, {len(result.unreadable)} unreadable",
+        f"95% intervals: WAR {war}, UAR {uar}; calibration error {result.calibration_error:.1%}",
+        f"left out: {unlabelled} without a label, {skipped} of unknown classes, {len(result.unreadable)} unreadable",
+        *ignored_lines(result.ignored),
         "",
         f"{corner:<{width}}  recall  " + " ".join(f"{label[:9]:>9}" for label in result.labels),
     ]

@@ -9,6 +9,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from fer_edge.folders import IgnoredFile, ignored_lines
+
 from ..compare import Comparison
 from ..results import Results, Row, named, several_bundles
 
@@ -132,6 +134,7 @@ def accuracy_lines(results: Results) -> list[str]:
         lines.append(
             f"{name}: WAR {entry['war']:.1%} ({low:.1%} to {high:.1%}), UAR {entry['uar']:.1%} on {entry['n']} faces"
         )
+        lines += [f"{name}: {text}" for text in ignored_lines([IgnoredFile(**e) for e in entry.get("ignored", ())])]
         if entry.get("unreadable"):
             first = entry["unreadable"][0]["error"]
             count = len(entry["unreadable"])

@@ -13,6 +13,7 @@ import click
 
 from fer_edge.console import Finite, Rooms, common, emit, fraction, need_extra, say
 from fer_edge.errors import UsageError
+from fer_edge.folders import ignored_lines
 from fer_edge.runtime import usable_processors
 
 from ..cli import hushed
@@ -121,12 +122,16 @@ def features(
     found, fresh = read_contents(output), new_faces(known, output)
     for row in found.left_out:
         say(f"Left out: {row.problem}")
+    ignored = known.ignored()
+    for line in ignored_lines(ignored):
+        say(line)
     if fresh:
         say(f"Note: {fresh} faces have come since this cache was begun; they are not in it. Begin another with -o")
     counts = {"faces": len(found.rows), "left_out": len(found.left_out), "repeated": len(found.repeated), "new": fresh}
     shapes = {"image_dim": found.plan.image.dim, "llm_dim": found.plan.llm.dim}
     if as_json:
-        emit({"cache": str(output), **counts, **shapes, "left_out_faces": [asdict(row) for row in found.left_out]})
+        named = {"left_out_faces": [asdict(row) for row in found.left_out], "ignored": [asdict(e) for e in ignored]}
+        emit({"cache": str(output), **counts, **shapes, **named})
     else:
         say(
             f"{counts['faces']} faces in {output}, {counts['left_out']} left out, {counts['repeated']} repeated; "

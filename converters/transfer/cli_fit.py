@@ -148,6 +148,7 @@ def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options
 )
 @click.option("--truth", metavar="MEMBER", help="Of an npz for --labelled.")
 @click.option("--classes", metavar="MEMBER", help="Of an npz for --labelled.")
+@click.option("--recursive", is_flag=True, help="Of a folder for --labelled: see evaluate.")
 @fit_options
 @click.option(
     "--held-out",
@@ -167,6 +168,7 @@ def report(
     labelled: Path | None,
     truth: str | None,
     classes: str | None,
+    recursive: bool,
     held_out: float,
     output: Path | None,
     as_json: bool,
@@ -191,7 +193,7 @@ def report(
     if output is not None:
         check_target(output)
     pairs, known = read_pairs(cache), Faces(faces)
-    some = read_faces(labelled, truth, classes) if labelled else None
+    some = read_faces(labelled, truth, classes, recursive) if labelled else None
     recipe = FitRecipe(scale=pairs.plan.scale, **options)
     with fraction(sys.stderr, "the trial") as progress:
         found = run_trial(pairs, TrialRequest(encoder, labels, prompts, held_out, some), recipe, progress)

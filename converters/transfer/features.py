@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fer_edge.arrays import read_members
 from fer_edge.errors import ConversionError, ImageError
+from fer_edge.folders import IgnoredFile, ImageFiles, image_files
 from fer_edge.image import IMAGE_SUFFIXES, load_picture
 
-from ..student.faces import UNREADABLE
 from .cache import (
     CachePlan,
     LeftOut,
@@ -49,17 +50,26 @@ class Faces:
 
     def __init__(self, source: Path) -> None:
         self.source = source
-        self._images = None if source.is_dir() else _npz_images(source)
+        self._images = None if source.is_dir() else read_members(source, {"images"}, kind=ConversionError)["images"]
 
     def names(self) -> tuple[str, ...]:
         """All of them, in order. Raises ConversionError when there is none."""
         if self._images is not None:
             return tuple(str(i) for i in range(len(self._images)))
-        found = (p for p in self.source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        names = tuple(sorted(p.relative_to(self.source).as_posix() for p in found))
+        names = tuple(sorted(path.relative_to(self.source).as_posix() for path in self._files().images))
         if not names:
             raise ConversionError(f"{self.source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         return names
+
+    def ignored(self) -> tuple[IgnoredFile, ...]:
+        """Files of the folder that are no faces."""
+        return () if self._images is not None else self._files().ignored
+
+    def _files(self) -> ImageFiles:
+        try:
+            return image_files(self.source)
+        except OSError as error:
+            raise ConversionError(f"{error.filename} cannot be read: {error.strerror}") from error
 
     def read(self, name: str) -> tuple[Image.Image, str]:
         """(the picture, sha256 of its file or pixels). Raises ImageError when it cannot be decoded, ConversionError when it
@@ -77,14 +87,6 @@ class Faces:
             return picture, hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
             raise ImageError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _npz_images(source: Path) -> NDArray[np.uint8]:
-    try:
-        with np.load(source, allow_pickle=False) as z:
-            return np.asarray(z["images"])
-    except UNREADABLE as error:
-        raise ConversionError(f"{source} is neither a folder of faces nor an npz file with a member images") from error
 
 
 def plan_cache(faces: Faces, image: tuple[Source, float], llm: Source, shard: int, half: bool) -> CachePlan:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fer_edge.accuracy import Difference, confusion_matrix, intervals, paired_difference, recall_by_label, uar, war
 from fer_edge.errors import ConversionError, LabelError, UsageError
+from fer_edge.folders import IgnoredFile
 from fer_edge.labelled import LabelledFaces, label_of
 from fer_edge.labels import LabelSet
 
@@ -93,6 +94,7 @@ class TransferTrial:
     after: Accuracy | None
     gain: Difference | None
     skipped: Mapping[str, int]
+    ignored: tuple[IgnoredFile, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -169,6 +171,7 @@ def run_trial(
         after=truth.accuracy(projected) if truth else None,
         gain=truth.gain(plain, projected) if truth else None,
         skipped=truth.skipped if truth else {},
+        ignored=asked.labelled.ignored if asked.labelled else (),
     )
 
 
