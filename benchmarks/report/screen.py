@@ -31,7 +31,7 @@ def evaluation_text(result: Evaluation) -> str:
         f"{result.n} faces: WAR {result.war:.2%}, UAR {result.uar:.2%} ({ran}, labels {result.label_set})",
         f"95% intervals: WAR {war}, UAR {uar}; calibration error {result.calibration_error:.1%}",
         f"left out: {unlabelled} without a label, {skipped} of unknown classes, {len(result.unreadable)} unreadable",
-        *ignored_lines(result.ignored),
+        *map(printable, ignored_lines(result.ignored)),
         "",
         f"{corner:<{width}}  recall  " + " ".join(f"{label[:9]:>9}" for label in result.labels),
     ]

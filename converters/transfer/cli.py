@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_edge.console import Finite, Rooms, common, emit, fraction, need_extra, say
+from fer_edge.console import Finite, Rooms, common, emit, fraction, need_extra, printable, say
 from fer_edge.errors import UsageError
 from fer_edge.folders import ignored_lines
 from fer_edge.runtime import usable_processors
@@ -124,7 +124,7 @@ def features(
         say(f"Left out: {row.problem}")
     ignored = known.ignored()
     for line in ignored_lines(ignored):
-        say(line)
+        say(printable(line))
     if fresh:
         say(f"Note: {fresh} faces have come since this cache was begun; they are not in it. Begin another with -o")
     counts = {"faces": len(found.rows), "left_out": len(found.left_out), "repeated": len(found.repeated), "new": fresh}

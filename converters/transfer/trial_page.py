@@ -10,6 +10,7 @@ from html import escape
 from matplotlib.figure import Figure
 
 from fer_edge.accuracy import DIFFERENCE_LEVEL, Difference, differs
+from fer_edge.console import printable
 from fer_edge.errors import ConversionError, ImageError
 from fer_edge.folders import ignored_lines
 from fer_edge.page import bullets, page, plot, table
@@ -70,7 +71,7 @@ def verdict(trial: TransferTrial) -> list[str]:
         lines.append("No labelled faces were given, so nothing is said of accuracy: --labelled FOLDER.")
     for name, count in trial.skipped.items():
         lines.append(f"{count} faces of the class {name!r} were left out: it is no label here.")
-    return [*lines, *(f"Of the labelled faces' folder {line}." for line in ignored_lines(trial.ignored))]
+    return [*lines, *(f"Of the labelled faces' folder {printable(line)}." for line in ignored_lines(trial.ignored))]
 
 
 def _more_faces(trial: TransferTrial, learned: bool) -> str:
