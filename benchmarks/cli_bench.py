@@ -223,7 +223,7 @@ def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan
     type=Finite(min=0),
     default=0.05,
     show_default=True,
-    help="B may be slower by this share before it counts as a regression.",
+    help="B may be slower by this share before it counts as a regression. Noise is never below 2%.",
 )
 @click.option(
     "--again",
@@ -235,12 +235,13 @@ def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan
 def compare(a: Path, b: Path, tolerance: float, again: Path | None, partial: bool, as_json: bool) -> None:
     """Was B faster than A? Two files of 'bench -o' or 'bench --json'.
 
-    Exit status 1 when a configuration of B is slower beyond noise and --tolerance, gives wrong answers or was not
-    checked for them, or fails or is missing where A was measured.
+    Exit status 0: no regression. 1: a configuration of B is slower beyond noise and --tolerance, gives wrong answers or
+    was not checked for them, or fails or is missing where A was measured. 3: inconclusive, because noise is larger than
+    --tolerance, so that a regression could hide in it; 1 goes before 3.
     """
     need_extra("rich", "matplotlib", extra="bench")
     from .compare import compare as pair
-    from .compare import differences, lost, unchecked
+    from .compare import differences, lost, overall, unchecked
     from .report.screen import comparison_text
     from .results import read_results
     from .runs import wrong
@@ -250,13 +251,15 @@ def compare(a: Path, b: Path, tolerance: float, again: Path | None, partial: boo
     if any(run is not None and run.extras.get("in_process") for run in (before, after, second)):
         raise UsageError("a run with --in-process is for debugging: its figures are not compared")
     found = pair(before, after, second)
-    regressed = [c for c in found if c.regressed(tolerance)]
     gone, bad = lost(before, after, partial), [*wrong(after), *unchecked(before, after)]
     notes = differences(before, after)
+    answer = "regression" if gone or bad else overall(found, tolerance)
     if as_json:
-        counted = {"tolerance": tolerance, "regressions": len(regressed), "failed": gone, "wrong": bad, "notes": notes}
-        emit({**counted, "comparisons": [asdict(c) for c in found]})
+        answers = [c.answer(tolerance) for c in found]
+        counted = {"regressions": answers.count("regression"), "inconclusive": answers.count("inconclusive")}
+        comparisons = [{**asdict(c), "noise": c.noise, "answer": c.answer(tolerance)} for c in found]
+        said = {"answer": answer, "tolerance": tolerance, **counted, "failed": gone, "wrong": bad, "notes": notes}
+        emit({**said, "comparisons": comparisons})
     else:
         comparison_text(found, tolerance, gone, bad, notes, sys.stdout)
-    if regressed or gone or bad:
-        sys.exit(1)
+    sys.exit({"no regression": 0, "regression": 1, "inconclusive": 3}[answer])

@@ -40,26 +40,50 @@ EXPLAINING = ("cpu", "usable_cores", "cpu_limit", "governors", "power_mode", "bo
 """Fields of the environment that explain a difference."""
 
 Verdict = Literal["faster", "slower", "within noise"]
+Answer = Literal["regression", "inconclusive", "no regression"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """``ratio``: median of B over median of A, so above 1 is slower; ``interval``: 95%; ``floor``: the relative difference
-    that noise alone makes here; ``a_ms`` and ``b_ms``: the medians; ``best_ratio``: the same of the best moments."""
+    """``ratio``: B over A, so above 1 is slower; ``interval``: 95%; ``floor``: the relative difference that noise alone
+    makes here; ``a_ms`` and ``b_ms``: what the ratio is of, the medians of the processes' medians, so that no process
+    counts more because it was faster; ``a_p50_ms`` and ``b_p50_ms``: those of all samples, as ``bench`` shows them;
+    ``best_ratio``: the ratio of the best moments."""
 
     configuration: Mapping[str, Any]
     scenario: str
     a_ms: float
     b_ms: float
+    a_p50_ms: float
+    b_p50_ms: float
     ratio: float
     interval: tuple[float, float]
     floor: float
     verdict: Verdict
     best_ratio: float
 
-    def regressed(self, tolerance: float) -> bool:
-        """Slower, and by more than ``tolerance``."""
-        return self.verdict == "slower" and self.ratio > 1 + tolerance
+    @property
+    def noise(self) -> float:
+        """The largest slowdown that could hide here, as a share: of the floor, how far the interval reaches above the ratio,
+        and the difference itself where that was called noise."""
+        reach = np.log(self.interval[1] / self.ratio)
+        hidden = abs(np.log(self.ratio)) if self.verdict == "within noise" else 0.0
+        return float(np.expm1(max(self.floor, reach, hidden)))
+
+    def answer(self, tolerance: float) -> Answer:
+        """Is B slower by more than ``tolerance``? Nobody knows where the noise is larger than that, unless B is faster all
+        the same."""
+        if self.verdict == "slower" and self.ratio > 1 + tolerance:
+            return "regression"
+        return "inconclusive" if self.verdict != "faster" and self.noise > tolerance else "no regression"
+
+
+def overall(found: Sequence[Comparison], tolerance: float) -> Answer:
+    """Of several comparisons: one regression is one, and one that nobody knows of leaves the whole open."""
+    answers = {c.answer(tolerance) for c in found}
+    if "regression" in answers:
+        return "regression"
+    return "inconclusive" if "inconclusive" in answers else "no regression"
 
 
 def compare(a: Results, b: Results, again: Results | None = None) -> list[Comparison]:
@@ -172,12 +196,23 @@ def _pair(a: Row, b: Row, again: Row | None, between: float | None) -> Compariso
         floor = max(floor, abs(np.log(median(_medians(again)) / median(_medians(a)))), _between(again))
     ratio, interval = ratio_of_medians(a.samples, b.samples)
     named = {**asdict(a.configuration), "device": a.device}
-    middles = [median(_medians(row)) for row in (a, b)]
     best = _best(b) / _best(a)
     judged = verdict(ratio, interval, float(floor))
     if judged != "within noise" and np.log(best) / np.log(ratio) < SHOWN:
         judged = "within noise"
-    return Comparison(named, a.scenario, middles[0], middles[1], ratio, interval, float(floor), judged, best)
+    return Comparison(
+        configuration=named,
+        scenario=a.scenario,
+        a_ms=median(_medians(a)),
+        b_ms=median(_medians(b)),
+        a_p50_ms=a.latency_ms.p50,
+        b_p50_ms=b.latency_ms.p50,
+        ratio=ratio,
+        interval=interval,
+        floor=float(floor),
+        verdict=judged,
+        best_ratio=best,
+    )
 
 
 def verdict(ratio: float, interval: tuple[float, float], floor: float) -> Verdict:
@@ -231,7 +266,8 @@ def _drawn(parts: Sequence[Sequence[float]], generator: np.random.Generator) -> 
     result = np.empty((DRAWS, len(parts)))
     chosen = generator.integers(len(parts), size=(DRAWS, len(parts)))
     for k, values in enumerate(middles):
-        picks = values[generator.integers(len(values), size=(*chosen.shape, len(values)))]
-        result = np.where(chosen == k, np.median(picks, axis=-1), result)
+        taken = chosen == k
+        picks = generator.integers(len(values), size=(int(taken.sum()), len(values)))
+        result[taken] = np.median(values[picks], axis=-1)
     middle: NDArray[np.float64] = np.median(result, axis=1)
     return middle

@@ -64,13 +64,13 @@ def comparison_text(
 ) -> None:
     """What ``compare`` prints for people."""
     console = _console(screen)
-    head, *rows = comparison_rows(found)
-    count = sum(c.regressed(tolerance) for c in found)
+    head, *rows = comparison_rows(found, tolerance)
+    answers = [c.answer(tolerance) for c in found]
     if rows:
-        _table(console, head, rows, wrong=[c.regressed(tolerance) for c in found])
-        none = f"{'No regression' if not (gone or bad) else 'Of what both measured'}: none is slower"
-        verdict = f"Regression: {count} of {len(found)} are slower" if count else none
-        console.print(f"{verdict} beyond noise and the tolerance of {tolerance:.0%}.")
+        _table(console, head, rows, wrong=[answer == "regression" for answer in answers])
+        console.print("A and B: the median of the processes' medians; bench's p50 is that of all samples.")
+        for line in _conclusions(found, tolerance, whole=not (gone or bad)):
+            console.print(line)
     else:
         console.print("Nothing to compare: B failed in what A measured.")
     for line in gone:
@@ -79,6 +79,24 @@ def comparison_text(
         console.print(f"Wrong answers in B: {printable(line)}", style="bold red")
     for line in notes:
         console.print(f"Note: {printable(line)}")
+
+
+def _conclusions(found: Sequence[Comparison], tolerance: float, whole: bool) -> list[str]:
+    answers = [c.answer(tolerance) for c in found]
+    slower, unknown = answers.count("regression"), answers.count("inconclusive")
+    allowed, lines = f"the tolerance of {tolerance:.0%}", []
+    if slower:
+        lines.append(f"Regression: {slower} of {len(found)} are slower beyond noise and {allowed}.")
+    if unknown:
+        largest = max(c.noise for c, answer in zip(found, answers, strict=True) if answer == "inconclusive")
+        lines.append(
+            f"Inconclusive: in {unknown} of {len(found)} noise of up to {largest:.1%} is larger than {allowed}. Measure on "
+            "a quieter machine, longer (--seconds), in more processes (--rounds) or in turns (bench --interleave), or "
+            "allow more with --tolerance."
+        )
+    if not lines:
+        lines.append(f"{'No regression' if whole else 'Of what both measured'}: none is slower beyond noise and {allowed}.")
+    return lines
 
 
 def fitting(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> tuple[str, list[list[int]]]:

@@ -220,17 +220,17 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def comparison_rows(found: Sequence[Comparison]) -> list[list[str]]:
+def comparison_rows(found: Sequence[Comparison], tolerance: float) -> list[list[str]]:
     """Head and rows of ``compare``."""
-    head = ["configuration", "scenario", "A ms", "B ms", "B / A", "95% interval", "noise", "verdict"]
+    head = ["configuration", "scenario", "A process ms", "B process ms", "B / A", "95% interval", "noise", "verdict"]
     rows = []
     for c in found:
         what = c.configuration
         name = f"{what['runtime']} {what['precision']}, {what['device']}, threads {what['threads']}"
         interval = f"{c.interval[0]:.3f} to {c.interval[1]:.3f}"
-        rows.append(
-            [name, c.scenario, number(c.a_ms), number(c.b_ms), f"{c.ratio:.3f}", interval, f"{c.floor:.1%}", c.verdict]
-        )
+        verdict = "inconclusive" if c.answer(tolerance) == "inconclusive" else c.verdict
+        times = [number(c.a_ms), number(c.b_ms), f"{c.ratio:.3f}"]
+        rows.append([name, c.scenario, *times, interval, f"{c.noise:.1%}", verdict])
     return [head, *rows]
 
 
