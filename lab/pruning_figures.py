@@ -72,7 +72,9 @@ def compared(run: Run, config: VitConfig, test: Faces) -> list[dict[str, Any]]:
     assert test.labels is not None
     net = run.learned().cpu().eval()
     class_constants = run.class_constants().numpy()
-    labels = LabelSet("ferplus8", LABELS, class_constants, float(net.log_scale.detach().exp()), 1.0, tuple(("",) for _ in LABELS))
+    labels = LabelSet(
+        "ferplus8", LABELS, class_constants, float(net.log_scale.detach().exp()), 1.0, tuple(("",) for _ in LABELS)
+    )
     rows: list[dict[str, Any]] = []
     whole: NDArray[np.float32] | None = None
     for way in WAYS:

@@ -50,7 +50,7 @@ def test_an_installed_package_is_read_by_its_metadata(tmp_path: Path, monkeypatc
         "Provides-Extra: ray",
         "Provides-Extra: all",
         "Requires-Dist: numpy<3",
-        'Requires-Dist: rich<16,>=15; extra == "bench"',
+        'Requires-Dist: numpy<3,>=1; extra == "bench"',
         f'Requires-Dist: Load_Gen>=6; ("{platform.machine()}" == platform_machine or os_name == "x") and extra == "bench"',
         'Requires-Dist: other-box>=6; platform_machine == "vax" and extra == "bench"',
         'Requires-Dist: ray[data]>=2; extra == "ray"',
@@ -60,7 +60,7 @@ def test_an_installed_package_is_read_by_its_metadata(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(extras, "__file__", str(tmp_path / "fer_edge" / "extras.py"))
     assert extras.extras() == ("bench", "ray")
-    assert extras.requirements("bench") == ("rich", "load-gen")
+    assert extras.requirements("bench") == ("numpy", "load-gen")
     assert extras.requirements("ray") == ("ray",)
     assert extras.missing("bench") == ("load-gen",)
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from PIL import Image
 
 import fer_edge
 from fer_edge import runtime as rt
-from fer_edge.bundle import golden_set, label_set, open_bundle
+from fer_edge.bundle import golden_set, label_set, open_bundle, write_manifest
 from fer_edge.classifier import DEFAULT_BUNDLE, choose_artefact, open_session
+from fer_edge.doctor import diagnose
 from fer_edge.engines import ENGINES, RUNTIMES, installed, preferred_order
 from fer_edge.verify import verify
 
@@ -297,6 +299,50 @@ def test_a_device_needs_no_other_package(runtime: str, portrait: Path) -> None:
         "print([m for m in ('torch', 'transformers', 'sklearn', 'rich', 'click', 'onnx', 'nncf') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+THEIRS = """
+import numpy as np
+from fer_edge.runtime import signature
+
+class Session:
+    engine, execution_precision = "theirs 1", "fp32"
+    def __init__(self, files, options):
+        self.device, self.files = options.device, files
+        self.signature = signature(48, 48, 1, 256, 8)
+    def run(self, crop):
+        return np.full(256, len(self.files[0].content), np.float32), np.zeros(8, np.float32)
+    def close(self):
+        pass
+
+def engine(): return Session.engine
+def devices(): return ("TPU",)
+def open(files, options): return Session(files, options)
+"""
+
+
+def test_another_packages_runtime_is_found_opened_and_examined(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its entry point: an adapter module, and nothing of ours knows its name."""
+    (tmp_path / "their_adapter.py").write_text(THEIRS)
+    info = tmp_path / "theirs-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[fer_edge.runtimes]\ntheirs = their_adapter\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    opened = open_bundle(bundle)
+    (artefact,) = (a for a in opened.manifest.artefacts if a.runtime == "litert")
+    write_manifest(bundle, replace(opened.manifest, artefacts=(replace(artefact, runtime="theirs"),)))
+    assert installed("theirs")
+    with fer_edge.load(bundle, runtime="theirs") as clf:
+        assert (clf.runtime, clf.device, clf.engine) == ("theirs", "TPU", "theirs 1")
+        assert clf.features([np.zeros((48, 48), np.uint8)])[0, 0] == artefact.files[0].bytes
+    (row,) = verify(open_bundle(bundle)).rows
+    assert (row.runtime, row.status) == ("theirs", "miss")
+    assert "theirs" in [engine.runtime for engine in diagnose("0").engines]
+    with pytest.raises(fer_edge.EngineError, match="null, theirs"):
+        fer_edge.load(bundle, runtime="nobodys")
 
 
 def test_a_runtime_that_nobody_offers_is_not_installed() -> None:

@@ -178,7 +178,7 @@ def opened():
 def child(work):
     pid = os.fork()
     if not pid:
-        signal.alarm(60)  # ends a child that waits for the parent's threads
+        signal.alarm(30)  # ends a child that waits for the parent's threads
         work()
         sys.exit(0)  # an ordinary end: whatever is left is destroyed
     _, status = os.waitpid(pid, 0)
