@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fer_edge.bundle import Bundle, add_label_set, check_name, label_set, open_bundle, text_projection
 from fer_edge.errors import ConversionError, LabelError, UsageError
-from fer_edge.labels import LABEL_SETS, LabelSet, built_in_prompts, read_prompt_file
+from fer_edge.labels import LABEL_SETS, LabelSet, built_in_prompts, check_labels, read_prompt_file
 
 from .graph import class_constants
 from .sources import Encoder, load_clip
@@ -41,6 +41,7 @@ def compile_label_sets(
             raise UsageError(f"no label set {default!r}; built in are {', '.join(LABEL_SETS)}, or name a TOML or JSON file")
         check_name(path.stem)
         wanted[path.stem] = read_prompt_file(path)
+        check_labels(tuple(wanted[path.stem]), str(path))
         if path.stem in LABEL_SETS:
             raise UsageError(f"{path} would be named {path.stem}, which is a built-in label set; rename the file")
     for name in sorted(encoder.label_sets, key=lambda n: n != default):
@@ -89,6 +90,7 @@ def add_labels(folder: Path, file: Path, source: str, name: str | None = None) -
     """
     bundle = open_bundle(folder)
     prompts = read_prompt_file(file)
+    check_labels(tuple(prompts), str(file))
     ref = bundle.manifest.text_encoder
     encoder = open_text_encoder(ref.kind, source)
     if encoder.sha256 != ref.sha256:

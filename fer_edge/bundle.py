@@ -3,26 +3,57 @@ manifest."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import read_npy, read_npz, write_npz
+from .arrays import MAX_BYTES, read_npy, read_npz, write_npz
 from .errors import BundleError, IntegrityError, LabelError, UsageError
-from .files import replaced
-from .labels import LabelSet, is_one_line
-from .manifest import MANIFEST, Artefact, FileRef, LabelSetRef, Manifest, PathRef, read_manifest, to_bytes
+from .files import (
+    clear_partials,
+    disk_errors,
+    exchange,
+    locked,
+    open_file,
+    partial_folder,
+    sync_folder,
+    sync_tree,
+    write_bytes,
+)
+from .formats import check_model
+from .labels import LabelSet, check_labels
+from .manifest import (
+    MANIFEST,
+    MAX_LABEL_SETS,
+    MAX_LABELS,
+    Artefact,
+    FileRef,
+    LabelSetRef,
+    Manifest,
+    PathRef,
+    digest_of,
+    read_manifest,
+    to_bytes,
+    upgraded,
+)
 
-MIN_CROPS = 16
-"""A golden set has at least this many crops."""
+MIN_CROPS, MAX_CROPS = 16, 1024
+"""How many crops a golden set has: fewer prove little, and every one of them runs twice at each check."""
+MAX_PROMPTS = 1 << 17
+"""Of one label set."""
+_READINGS = 5
+"""How often a bundle that is replaced while it is read is read anew."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,83 +72,163 @@ class Bundle:
     manifest: Manifest
 
 
-def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
-    """Open a bundle folder and check its manifest. Raises BundleError."""
+def open_bundle(folder: str | os.PathLike[str], digest: str | None = None) -> Bundle:
+    """Open a bundle folder and check its manifest. ``digest``: the only one that is taken (``info --json`` shows it). Raises
+    BundleError."""
     path = Path(folder)
-    return Bundle(path, read_manifest(path))
+    manifest = read_manifest(path)
+    if digest is not None and digest_of(manifest) != digest.lower():
+        raise IntegrityError(f"{path / MANIFEST} has the digest {digest_of(manifest)}, and {digest} was asked for")
+    return Bundle(path, manifest)
+
+
+def read_settled(folder: str | os.PathLike[str], read: Callable[[Bundle], T], digest: str | None = None) -> T:
+    """What ``read`` makes of a bundle, read again from its manifest on where a writer replaced that meanwhile. Raises what
+    ``read`` raises of a bundle that nobody is writing."""
+    for left in range(_READINGS, 0, -1):
+        bundle = open_bundle(folder, digest)
+        try:
+            return read(bundle)
+        except BundleError:
+            if left == 1 or read_manifest(bundle.folder) == bundle.manifest:
+                raise
+    raise AssertionError("the last reading returns or raises")
 
 
 def checked_path(bundle: Bundle, path: str, sha256: str, size: int | None = None) -> Path:
     """The file of the bundle at ``path``, after its hash was checked. Raises BundleError that names the file."""
+    with _checked(bundle, path, sha256, size):
+        return bundle.folder / path
+
+
+def checked_bytes(bundle: Bundle, path: str, sha256: str) -> bytes:
+    """The content of a small file of the bundle: what was hashed is what is read. Raises BundleError that names the file."""
+    with _checked(bundle, path, sha256, None) as stream:
+        return stream.read()
+
+
+@contextmanager
+def _checked(bundle: Bundle, path: str, sha256: str, size: int | None) -> Iterator[BinaryIO]:
+    """A file of the bundle, open at its beginning, after its hash was checked."""
     file = _inside(bundle.folder, path)
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would wait for ever
-            raise BundleError(f"{file} is not a file")
-        digest, length = _digest(file)
+        stream = open_file(file.resolve())
     except FileNotFoundError as error:
-        raise IntegrityError(f"{file} is missing from the bundle") from error
+        raise IntegrityError(f"{file} is missing from the bundle; expected {_wanted(sha256, size)}") from error
     except (OSError, ValueError) as error:
-        raise BundleError(f"{file} cannot be read: {error}") from error
-    if digest != sha256 or (size is not None and length != size):
-        raise IntegrityError(f"{file} was altered or truncated: its sha256 does not match the manifest")
-    return file
+        raise BundleError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    with stream:
+        length = os.fstat(stream.fileno()).st_size
+        if size is None and length > MAX_BYTES:
+            raise BundleError(f"{file} has {length:,} bytes; at most {MAX_BYTES:,} are read")
+        try:
+            digest = _digest(stream) if size in (None, length) else ""
+        except OSError as error:
+            raise BundleError(f"{file} cannot be read: {error.strerror}") from error
+        if digest != sha256:
+            there = f"{length:,} bytes" + (f" with the sha256 {digest[:12]}..." if digest else "")
+            raise IntegrityError(f"{file} was altered or truncated: expected {_wanted(sha256, size)}, found {there}")
+        stream.seek(0)
+        yield stream
 
 
-def _digest(file: Path) -> tuple[str, int]:
-    """(sha256, bytes) of a file, read piece by piece: artefacts may be larger than a small box's free memory."""
+def _wanted(sha256: str, size: int | None) -> str:
+    return ("a file" if size is None else f"{size:,} bytes") + f" with the sha256 {sha256[:12]}..."
+
+
+def _digest(stream: BinaryIO) -> str:
+    """sha256 of an open file, read piece by piece: artefacts may be larger than a small box's free memory."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-        return digest.hexdigest(), stream.tell()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def artefact_files(bundle: Bundle, artefact: Artefact) -> tuple[Path, ...]:
-    """The checked files of an artefact, the one that an engine opens first."""
-    return tuple(checked_path(bundle, ref.path, ref.sha256, ref.bytes) for ref in artefact.files)
+    """The files of an artefact, the one that an engine opens first: hashes, formats, and that no data beyond them is wanted
+    are checked. Raises BundleError that names the file."""
+    for ref in artefact.files:
+        with _model_file(bundle, artefact, ref):
+            pass
+    return tuple(bundle.folder / ref.path for ref in artefact.files)
+
+
+def artefact_contents(bundle: Bundle, artefact: Artefact) -> dict[str, bytes]:
+    """As :func:`artefact_files`, path in the bundle -> content: what was hashed is what an engine is given."""
+    contents = {}
+    for ref in artefact.files:
+        with _model_file(bundle, artefact, ref) as stream:
+            contents[ref.path] = stream.read()
+    return contents
+
+
+@contextmanager
+def _model_file(bundle: Bundle, artefact: Artefact, ref: FileRef) -> Iterator[BinaryIO]:
+    folder = PurePosixPath(ref.path).parent
+    beside = [PurePosixPath(other.path).name for other in artefact.files if PurePosixPath(other.path).parent == folder]
+    with _checked(bundle, ref.path, ref.sha256, ref.bytes) as stream:
+        check_model(bundle.folder / ref.path, stream, beside)
+        yield stream
+
+
+def check_label_sets(bundle: Bundle) -> None:
+    """The hash of every label set's file. Raises BundleError that names the first one that differs."""
+    for ref in bundle.manifest.label_sets:
+        checked_path(bundle, ref.path, ref.sha256)
 
 
 def label_set(bundle: Bundle, name: str) -> LabelSet:
-    """A label set of the bundle, checked. Raises LabelError for a name that it has not, BundleError for a bad file."""
+    """A label set of the bundle, checked, in time linear in its size. Raises LabelError for a name that it has not,
+    BundleError for a bad file."""
     refs = {ref.name: ref for ref in bundle.manifest.label_sets}
     if name not in refs:
         raise LabelError(f"{bundle.folder} has no label set {name!r}; it has {', '.join(refs)}")
     ref = refs[name]
-    file = checked_path(bundle, ref.path, ref.sha256)
-    z = read_npz(file, {"names", "constants", "logit_scale", "temperature", "prompts", "prompt_index"})
-    count = len(ref.labels)
-    names = tuple(map(str, z["names"].tolist())) if z["names"].ndim == 1 else ()
-    index = z["prompt_index"]
+    file = bundle.folder / ref.path
+    members = {"names", "constants", "logit_scale", "temperature", "prompts", "prompt_index"}
+    z = read_npz(file, members, {"threshold"}, checked_bytes(bundle, ref.path, ref.sha256))
+    z.setdefault("threshold", np.array(0.0))  # fer-edge 0.1 wrote none
+    count, index, constants = len(ref.labels), z["prompt_index"], z["constants"]
     fits = (
-        names == ref.labels
-        and z["constants"].dtype == np.float32
-        and z["constants"].shape == (count, bundle.manifest.feature_dim)
+        z["names"].shape == (count,)
+        and tuple(map(str, z["names"].tolist())) == ref.labels
+        and constants.dtype == np.float32
+        and constants.shape == (count, bundle.manifest.feature_dim)
         # Means of unit vectors are no longer than 1; NaN fails this too.
-        and bool((np.square(z["constants"], dtype=np.float64).sum(1) <= 1.01).all())
+        and bool((np.einsum("kd,kd->k", constants, constants, dtype=np.float64) <= 1.01).all())
         and all(
             # Scores are float32: numbers far from 1 would overflow to NaN there.
             z[k].shape == () and z[k].dtype.kind == "f" and 1e-6 <= z[k] <= 1e6
             for k in ("logit_scale", "temperature")
         )
+        and z["threshold"].shape == ()
+        and z["threshold"].dtype.kind == "f"
+        and 0 <= z["threshold"] <= 1
         and z["prompts"].ndim == 1
         and z["prompts"].dtype.kind == "U"
+        and len(z["prompts"]) <= MAX_PROMPTS
         and index.shape == z["prompts"].shape
         and index.dtype.kind in "iu"
         and (index.size == 0 or (int(index.min()) >= 0 and int(index.max()) < count))
     )
     if not fits:
         raise BundleError(f"{file} does not hold the label set that the manifest promises")
-    prompts = tuple(tuple(str(p) for p, i in zip(z["prompts"], index, strict=True) if i == k) for k in range(count))
-    return LabelSet(name, names, z["constants"], float(z["logit_scale"]), float(z["temperature"]), prompts)
+    prompts: list[list[str]] = [[] for _ in range(count)]
+    for prompt, k in zip(z["prompts"].tolist(), index.tolist(), strict=True):
+        prompts[k].append(prompt)
+    scale, temperature, threshold = (float(z[k]) for k in ("logit_scale", "temperature", "threshold"))
+    return LabelSet(name, ref.labels, constants, scale, temperature, tuple(map(tuple, prompts)), threshold)
 
 
 def golden_set(bundle: Bundle) -> Golden:
-    """The golden set, checked."""
+    """The golden set, checked: at least MIN_CROPS and at most MAX_CROPS crops."""
     manifest = bundle.manifest
-    file = checked_path(bundle, manifest.golden.path, manifest.golden.sha256)
-    z = read_npz(file, {"crops", "features"})
+    file = bundle.folder / manifest.golden.path
+    z = read_npz(file, {"crops", "features"}, data=checked_bytes(bundle, manifest.golden.path, manifest.golden.sha256))
     crops, features = z["crops"], z["features"]
     shape = (len(features) if features.ndim else 0, *manifest.input.size, manifest.input.channels)
+    if shape[0] > MAX_CROPS:
+        raise BundleError(f"{file} holds {shape[0]:,} crops; at most {MAX_CROPS:,} are read")
     fits = (
         crops.dtype == np.uint8
         and crops.shape == shape
@@ -132,8 +243,8 @@ def golden_set(bundle: Bundle) -> Golden:
 def text_projection(bundle: Bundle) -> NDArray[np.float32]:
     """R (D, T) float32: feature-space constants = R times a text encoder's vectors."""
     ref = bundle.manifest.text_projection
-    file = checked_path(bundle, ref.path, ref.sha256)
-    matrix = read_npy(file, file.read_bytes())
+    file = bundle.folder / ref.path
+    matrix = read_npy(file, checked_bytes(bundle, ref.path, ref.sha256))
     fits = matrix.dtype == np.float32 and matrix.ndim == 2 and matrix.shape[0] == bundle.manifest.feature_dim
     if not fits or not np.isfinite(matrix).all():
         raise BundleError(f"{file} does not hold the text projection that the manifest promises")
@@ -163,7 +274,8 @@ def _inside(folder: Path, path: str) -> Path:
 
 def file_ref(folder: Path, path: str) -> FileRef:
     """Reference to an existing file of a bundle under construction."""
-    return FileRef(path, *_digest(folder / path))
+    with (folder / path).open("rb") as stream:
+        return FileRef(path, _digest(stream), stream.tell())
 
 
 def path_ref(folder: Path, path: str) -> PathRef:
@@ -175,46 +287,51 @@ def path_ref(folder: Path, path: str) -> PathRef:
 def staged(target: Path, force: bool = False) -> Iterator[Path]:
     """A fresh folder beside ``target`` that becomes ``target`` when the block ends well, and vanishes when it does not.
 
-    Raises UsageError when ``target`` exists and ``force`` is not set, or is anything but a bundle or an empty folder.
-    """
-    import shutil  # here, because a device never writes a bundle and pays for these at every start
-    import tempfile
+    Its files and names are on the disk before that; a bundle that was there is exchanged for it in one step (see
+    :func:`fer_edge.files.exchange`), while no other writer holds it, and goes last. Raises UsageError when ``target``
+    exists and ``force`` is not set, is anything but a bundle or an empty folder, or cannot be written."""
+    import shutil  # here, because a device never writes a bundle and pays for this at every start
 
+    _check_replaceable(target, force)
+    target = target.resolve()  # a link stays, and what it points to is replaced
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent} is not a folder; create it first")
+    folder = partial_folder(target)
+    try:
+        with disk_errors(target):
+            folder.mkdir()
+            yield folder
+            sync_tree(folder)
+            _put(folder, target, force)
+            sync_folder(target.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # what was not finished, or the bundle that was there before
+
+
+def _check_replaceable(target: Path, force: bool) -> None:
     if target.exists() and not force:
         raise UsageError(f"{target} exists already; remove it, name another folder, or pass --force")
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target} is a file, and a bundle is a folder; name another")
     if target.exists() and not (target / MANIFEST).exists() and any(target.iterdir()):
         raise UsageError(f"{target} is no bundle, so --force does not replace it; name another folder")
-    target = target.resolve()  # a link stays, and what it points to is replaced
-    if not target.parent.is_dir():
-        raise UsageError(f"{target.parent} is not a folder; create it first")
+
+
+def _put(folder: Path, target: Path, force: bool) -> None:
+    """``folder`` under the name ``target``, which may have come to be since it was looked at."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        folder.rename(target)  # onto nothing, or an empty folder
     except OSError as error:
-        raise UsageError(f"{target.parent} cannot be written: {error.strerror}") from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if target.exists():
-            old = folder.with_name(folder.name + "-old")
-            target.rename(old)
-            try:
-                folder.rename(target)
-            except BaseException:
-                old.rename(target)
-                raise
-            shutil.rmtree(old)
-        else:
-            folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        _check_replaceable(target, force)
+        with locked(target):  # a label set that another process is adding belongs to the bundle that goes
+            exchange(folder, target)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json in one step: a reader sees the old one or the new one. Raises UsageError."""
-    with replaced(folder / MANIFEST) as partial:
-        partial.write_bytes(to_bytes(manifest))
+    """Write manifest.json, in today's schema, in one step: a reader sees the old one or the new one. Raises UsageError."""
+    write_bytes(folder / MANIFEST, to_bytes(upgraded(manifest)))
 
 
 def check_name(name: str) -> None:
@@ -224,23 +341,30 @@ def check_name(name: str) -> None:
 
 
 def write_label_set(folder: Path, labels: LabelSet) -> LabelSetRef:
-    """Write labels/<name>.npz and return its reference."""
+    """Write labels/<name>.npz and return its reference. Raises LabelError for what readers would refuse."""
     check_name(labels.name)
+    check_labels(labels.labels, f"label set {labels.name!r}")
     count = len(labels.labels)
-    if not count or len(set(labels.labels)) != count or not all(map(is_one_line, labels.labels)):
-        raise LabelError(f"label set {labels.name!r} needs labels that differ and hold no line breaks or control characters")
     fits = labels.constants.ndim == 2 and len(labels.constants) == len(labels.prompts) == count
     if not fits or not np.isfinite(labels.constants).all():
         raise LabelError(f"label set {labels.name!r} needs one finite vector and one group of prompts for each label")
+    flat = [(prompt, k) for k, group in enumerate(labels.prompts) for prompt in group]
+    if count > MAX_LABELS or len(flat) > MAX_PROMPTS:
+        raise LabelError(
+            f"label set {labels.name!r} has {count:,} labels and {len(flat):,} prompts; "
+            f"at most {MAX_LABELS:,} and {MAX_PROMPTS:,} are read"
+        )
+    if not 0 <= labels.threshold <= 1:
+        raise LabelError(f"label set {labels.name!r} has the threshold {labels.threshold:g}; a score is 0 to 1")
     path = f"labels/{labels.name}.npz"
     (folder / "labels").mkdir(exist_ok=True)
-    flat = [(prompt, k) for k, group in enumerate(labels.prompts) for prompt in group]
     write_npz(
         folder / path,
         names=np.array(labels.labels),
         constants=labels.constants.astype(np.float32),
         logit_scale=np.array(labels.logit_scale, dtype=np.float64),
         temperature=np.array(labels.temperature, dtype=np.float64),
+        threshold=np.array(labels.threshold, dtype=np.float64),
         prompts=np.array([p for p, _ in flat], dtype=np.str_),
         prompt_index=np.array([k for _, k in flat], dtype=np.int64),
     )
@@ -248,25 +372,63 @@ def write_label_set(folder: Path, labels: LabelSet) -> LabelSetRef:
 
 
 def add_label_set(bundle: Bundle, labels: LabelSet) -> Bundle:
-    """Add a label set to a bundle on disk: its file first, then the manifest, which is read again, as another process may
-    have added one. Raises LabelError when the name is taken."""
-    bundle = open_bundle(bundle.folder)
-    if labels.name in [ref.name for ref in bundle.manifest.label_sets]:
-        raise LabelError(f"{bundle.folder} already has a label set {labels.name!r}; choose another name")
-    if labels.constants.shape[1:] != (bundle.manifest.feature_dim,):
-        raise LabelError(
-            f"label set {labels.name!r} has vectors of shape {labels.constants.shape[1:]}; the features of {bundle.folder} "
-            f"have {bundle.manifest.feature_dim} numbers: compile it for this bundle"
-        )
-    try:
+    """Add a label set to a bundle on disk: its file first, then the manifest, which is read again under a lock, as another
+    process may have written one. Raises LabelError when the name is taken, BundleError when nothing can be written."""
+    with _writing(bundle.folder) as bundle:
+        manifest = bundle.manifest
+        if labels.name in [ref.name for ref in manifest.label_sets]:
+            raise LabelError(f"{bundle.folder} already has a label set {labels.name!r}; choose another name")
+        if len(manifest.label_sets) >= MAX_LABEL_SETS:
+            raise LabelError(f"{bundle.folder} has {MAX_LABEL_SETS} label sets, and no more are read; remove one")
+        if labels.constants.shape[1:] != (manifest.feature_dim,):
+            raise LabelError(
+                f"label set {labels.name!r} has vectors of shape {labels.constants.shape[1:]}; the features of "
+                f"{bundle.folder} have {manifest.feature_dim} numbers: compile it for this bundle"
+            )
+        if f"labels/{labels.name}.npz" in [ref.path for ref in manifest.label_sets]:
+            raise LabelError(f"{bundle.folder} keeps another label set in labels/{labels.name}.npz; choose another name")
         ref = write_label_set(bundle.folder, labels)
-        manifest = replace(bundle.manifest, label_sets=(*bundle.manifest.label_sets, ref))
-        write_manifest(bundle.folder, manifest)
-    except OSError as error:
-        raise BundleError(
-            f"{bundle.folder} cannot be written: {error.strerror}; copy the bundle to a folder of yours"
-        ) from error
-    return Bundle(bundle.folder, manifest)
+        try:
+            return _with_label_sets(bundle, (*manifest.label_sets, ref))
+        except BaseException:
+            (bundle.folder / ref.path).unlink(missing_ok=True)
+            raise
+
+
+def remove_label_set(bundle: Bundle, name: str) -> Bundle:
+    """Remove a label set from a bundle on disk: from the manifest first, then its file. Raises LabelError for the default
+    one and for a name that the bundle has not, BundleError when nothing can be written."""
+    with _writing(bundle.folder) as bundle:
+        refs = {ref.name: ref for ref in bundle.manifest.label_sets}
+        if name not in refs:
+            raise LabelError(f"{bundle.folder} has no label set {name!r}; it has {', '.join(refs)}")
+        if name == bundle.manifest.default_labels:
+            raise LabelError(f"{name!r} is the default label set of {bundle.folder} and baked into its models; it stays")
+        file = _inside(bundle.folder, refs[name].path)
+        left = _with_label_sets(bundle, tuple(ref for ref in refs.values() if ref.name != name))
+        file.unlink(missing_ok=True)
+        sync_folder(file.parent)
+        return left
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[Bundle]:
+    """The bundle as it is on disk, held against other writers; what killed ones left is cleared away."""
+    with locked(folder):
+        try:
+            with disk_errors(folder):
+                bundle = open_bundle(folder)
+                for place in (folder, folder / "labels"):
+                    clear_partials(place)
+                yield bundle
+        except UsageError as error:
+            raise BundleError(f"{error}; is the folder yours, and is there room on its disk?") from error
+
+
+def _with_label_sets(bundle: Bundle, refs: tuple[LabelSetRef, ...]) -> Bundle:
+    """The bundle on disk with other label sets."""
+    write_manifest(bundle.folder, replace(bundle.manifest, label_sets=refs))
+    return open_bundle(bundle.folder)
 
 
 def all_files(bundle: Bundle) -> Sequence[tuple[str, str, int | None]]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from . import runtime as rt
 from .arguments import checked
-from .bundle import Bundle, artefact_files, checked_path, golden_set, label_set, open_bundle
+from .bundle import Bundle, artefact_contents, check_label_sets, checked_bytes, golden_set, label_set, read_settled
 from .engines import RUNTIMES, installed, installed_engine, preferred_order
 from .errors import BundleError, EngineError, ImageError, MissingExtraError, UsageError
 from .image import Box, ImageLike, to_input
@@ -149,6 +149,7 @@ def load(
     labels: str | None = None,
     threads: int | None = None,
     execution_precision: str | None = None,
+    digest: str | None = None,
 ) -> Classifier:
     """Open a bundle (None: the embedded default) and make it ready to predict.
 
@@ -157,16 +158,21 @@ def load(
     engine's name (``fer-edge doctor`` lists them); None: its CPU. ``precision``: int8, fp16 or fp32; None: the first of
     these that there is. ``labels``: a label set of the bundle; None: its default. ``threads``: None: all processors up
     to 4. ``execution_precision``: ask for bf16 or fp16 arithmetic where the engine has it; never chosen by itself.
+    ``digest``: the only bundle that is taken (``fer-edge info --json`` shows it).
 
     Raises BundleError, LabelError, MissingExtraError, EngineError or UsageError."""
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be a whole number of at least 1; got {threads}")
-    opened = open_bundle(DEFAULT_BUNDLE if bundle is None else bundle)
-    name, artefact = choose_artefact(opened, runtime, precision)
-    chosen = label_set(opened, opened.manifest.default_labels if labels is None else labels)
     options = (device, threads or rt.default_threads(), execution_precision)
-    session = open_session(opened, name, artefact, *options)
-    return Classifier(opened, name, artefact.precision if artefact else "fp32", options[1], session, chosen)
+
+    def opened(bundle: Bundle) -> Classifier:
+        name, artefact = choose_artefact(bundle, runtime, precision)
+        check_label_sets(bundle)
+        chosen = label_set(bundle, bundle.manifest.default_labels if labels is None else labels)
+        session = open_session(bundle, name, artefact, *options)
+        return Classifier(bundle, name, artefact.precision if artefact else "fp32", options[1], session, chosen)
+
+    return read_settled(DEFAULT_BUNDLE if bundle is None else bundle, opened, digest)
 
 
 def choose_artefact(bundle: Bundle, runtime: str | None, precision: str | None) -> tuple[str, Artefact | None]:
@@ -175,7 +181,7 @@ def choose_artefact(bundle: Bundle, runtime: str | None, precision: str | None) 
         raise UsageError(f"no precision {precision!r}; there are {', '.join(rt.PRECISIONS)}")
     if runtime == "null":
         return runtime, None
-    table = {(a.runtime, a.precision): a for a in bundle.manifest.artefacts}
+    table = {(a.runtime, a.precision): a for a in bundle.manifest.artefacts if a.target is None}
     if runtime is not None:
         installed_engine(runtime)
     candidates = [runtime] if runtime is not None else [name for name in preferred_order() if installed(name)]
@@ -192,7 +198,12 @@ def choose_artefact(bundle: Bundle, runtime: str | None, precision: str | None) 
 
 def artefact_names(bundle: Bundle) -> str:
     """The bundle's artefacts in words, for messages."""
-    return ", ".join(f"{a.runtime} {a.precision}" for a in bundle.manifest.artefacts) or "none at all"
+    return ", ".join(artefact_name(a) for a in bundle.manifest.artefacts) or "none at all"
+
+
+def artefact_name(artefact: Artefact) -> str:
+    """Runtime, precision, and the target that it was compiled for, if any."""
+    return f"{artefact.runtime} {artefact.precision}" + (f" for {artefact.target}" if artefact.target else "")
 
 
 def open_session(
@@ -205,13 +216,14 @@ def open_session(
 ) -> rt.Session:
     """Check an artefact's files and the golden set, open the artefact in its engine, and check what was opened."""
     installed_engine(runtime)
+    manifest = bundle.manifest
+    golden = checked_bytes(bundle, manifest.golden.path, manifest.golden.sha256)
     if artefact is None:
         golden_set(bundle)
-        files: tuple[Path, ...] = (bundle.folder / bundle.manifest.golden.path,)
+        contents = {manifest.golden.path: golden}
     else:
-        checked_path(bundle, bundle.manifest.golden.path, bundle.manifest.golden.sha256)
-        files = artefact_files(bundle, artefact)
-    manifest = bundle.manifest
+        contents = artefact_contents(bundle, artefact)
+    files = [rt.File(bundle.folder / path, content) for path, content in contents.items()]
     labels = next(len(ref.labels) for ref in manifest.label_sets if ref.name == manifest.default_labels)
     sizes = (*manifest.input.size, manifest.input.channels, manifest.feature_dim, labels if artefact else 0)
     precision = artefact.precision if artefact else "fp32"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import UsageError
 
@@ -21,7 +22,7 @@ except ImportError:  # Windows: there, writers of one bundle have to take turns 
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial-"
-"""Begins the name of the hidden folder in which a file lies while it is written."""
+"""Begins the name of the hidden folder in which a file, or a bundle, lies while it is written."""
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Linux, fcntl.h and linux/fs.h."""
@@ -29,7 +30,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 def check_target(file: Path, make_folder: bool = False) -> None:
     """Before hours of work: raise UsageError when a file cannot be written. ``make_folder``: make the folder it lies in."""
-    with _cannot_be_written(file):
+    with disk_errors(file):
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         if _is_device(file):
@@ -42,6 +43,27 @@ def check_target(file: Path, make_folder: bool = False) -> None:
             pass
 
 
+def read_file(file: Path, limit: int) -> bytes:
+    """A file's content. Raises OSError, also when it has more than ``limit`` bytes, or ValueError for a name that no file
+    has."""
+    with open_file(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, and at most {limit:,} are read", str(file))
+        return stream.read(size)
+
+
+def open_file(file: Path) -> BinaryIO:
+    """A plain file for reading. A link at the end of the path is not followed, and a pipe, which would be waited for, is
+    refused. Raises OSError or ValueError."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    opened = os.open(file, flags)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise OSError(errno.EINVAL, "it is not a file", str(file))
+    return os.fdopen(opened, "rb")
+
+
 @contextmanager
 def replaced(file: Path) -> Iterator[Path]:
     """A name to write a file under, which becomes ``file`` when the block ends well, and vanishes when it does not.
@@ -49,7 +71,7 @@ def replaced(file: Path) -> Iterator[Path]:
     The file exists already, empty, in a new folder that nobody else may enter, under its own name: no link planted beside
     ``file`` is followed, and two writers never meet. It gets the mode that the umask asks for, whichever library wrote it.
     A link at ``file`` is replaced, never followed. Raises UsageError for an OSError of the disk."""
-    with _cannot_be_written(file), _partial(file) as (partial, mode):
+    with disk_errors(file), _partial(file) as (partial, mode):
         yield partial
         _settle(partial, mode)
         os.replace(partial, file)
@@ -65,12 +87,17 @@ def write_bytes(file: Path, data: bytes) -> None:
 def write_text(file: Path, text: str) -> None:
     """Write a text file in one step; what is not Unicode, as a file's name may be, is escaped. Raises UsageError."""
     data = text.encode("utf-8", "backslashreplace")
-    with _cannot_be_written(file):
+    with disk_errors(file):
         device = _is_device(file)
         if device:  # /dev/stdout is written to, never replaced
             file.write_bytes(data)
     if not device:
         write_bytes(file, data)
+
+
+def partial_folder(target: Path) -> Path:
+    """A name beside ``target`` that nobody else uses."""
+    return target.parent / f"{PARTIAL}{os.urandom(8).hex()}"
 
 
 def clear_partials(folder: Path) -> None:
@@ -90,7 +117,7 @@ def locked(folder: Path, patience: float = 60.0) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with _cannot_be_written(folder):
+    with disk_errors(folder):
         held = _lock(folder, time.monotonic() + patience)
     try:
         yield
@@ -189,7 +216,7 @@ def _partial(file: Path) -> Iterator[tuple[Path, int]]:
     """A new empty file with the name of ``file`` in a new folder of ours, and the mode that the umask gave it."""
     import shutil
 
-    folder = file.parent / f"{PARTIAL}{os.urandom(8).hex()}"
+    folder = partial_folder(file)
     folder.mkdir(0o700)
     try:
         partial = folder / file.name
@@ -212,17 +239,18 @@ def _is_device(file: Path) -> bool:
 
 
 @contextmanager
-def _cannot_be_written(file: Path) -> Iterator[None]:
-    """An OSError of the block as a UsageError that names the file. One that names another file, which is read meanwhile,
-    say, passes, and so does a broken pipe."""
+def disk_errors(file: Path) -> Iterator[None]:
+    """An OSError of the block as a UsageError: ``file`` cannot be written. One that names another file, which is read
+    meanwhile, say, passes; so do a broken pipe, and errors that libraries make up (they have no number)."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        if isinstance(error.filename, (str, bytes)) and not _concerns(Path(os.fsdecode(error.filename)), file):
+        named = error.filename
+        if error.errno is None or (isinstance(named, (str, bytes)) and not _concerns(Path(os.fsdecode(named)), file)):
             raise
-        raise UsageError(f"{file} cannot be written: {error.strerror or error}") from error
+        raise UsageError(f"{file} cannot be written: {error.strerror}") from error
     except ValueError as error:
         if "\0" not in str(file):
             raise

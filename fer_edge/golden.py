@@ -16,12 +16,15 @@ from .bundle import Golden
 from .labels import LabelSet, softmax
 
 BARS: Mapping[str, Mapping[str, float]] = {
-    "fp32": {"centred_cosine": 0.999, "self_retrieval": 1.0, "score_difference": 1e-3},
-    "fp16": {"centred_cosine": 0.99, "self_retrieval": 1.0, "score_difference": 1e-2},
-    "int8": {"centred_cosine": 0.95, "self_retrieval": 0.95, "top1_agreement": 0.9},
+    "fp32": {"centred_cosine": 0.999, "self_retrieval": 1.0, "score_difference": 1e-3, "head_difference": 1e-3},
+    "fp16": {"centred_cosine": 0.99, "self_retrieval": 1.0, "score_difference": 1e-2, "head_difference": 1e-2},
+    "int8": {"centred_cosine": 0.95, "self_retrieval": 0.95, "top1_agreement": 0.9, "head_difference": 2e-2},
 }
 """Bars per precision that a conversion has to reach and that a bundle's manifest carries. int8 is meant for trained
 encoders: of a random ViT it keeps a centred cosine of 0.2 to 0.5, which means nothing."""
+
+FLOORS = BARS
+"""What no manifest can lower: the bars that every bundle was written with so far. Bars of tomorrow may be higher."""
 
 Run = Callable[[NDArray[np.uint8]], "tuple[NDArray[np.float32], NDArray[np.float32]]"]
 """One crop (1, H, W, C) uint8 -> feature (D,), logits (K,)."""
@@ -35,7 +38,8 @@ class Parity:
     ``centred_cosine_min``: the worst crop; ``self_retrieval``: share of outputs whose nearest reference (by that
     cosine) is their own; ``top1_agreement``: share with the reference's label; ``score_difference``: largest difference
     of a score, over the feature's scores and the graph's own logits; ``finite``: no NaN or Inf; ``repeatable``: two
-    runs gave the same bytes."""
+    runs gave the same bytes; ``head_difference``: largest difference, as a cosine, between the graph's logits and those
+    that the label set gives its own feature: it shows a changed constant of any label, whatever the crops show."""
 
     centred_cosine: float
     centred_cosine_min: float
@@ -44,6 +48,7 @@ class Parity:
     score_difference: float
     finite: bool
     repeatable: bool
+    head_difference: float = 0.0
 
     def misses(self, bars: Mapping[str, float]) -> list[str]:
         """What falls short, in words; empty when the answer counts as the same. NaN, Inf and unequal runs always fall
@@ -58,7 +63,7 @@ class Parity:
             if value is None:
                 short.append(f"nothing here measures the bar {name!r}; upgrade fer-edge")
                 continue
-            upper = name == "score_difference"
+            upper = is_upper(name)
             if not (value <= bar if upper else value >= bar):
                 short.append(f"{name.replace('_', ' ')} {value:.4g} is {'above' if upper else 'below'} {bar:g}")
         return short
@@ -67,6 +72,19 @@ class Parity:
         """The measured numbers as the manifest stores them (4 to 7 significant digits; finite and repeatable as 1 or
         0)."""
         return {k: float(f"{float(v):.7g}") if np.isfinite(float(v)) else 0.0 for k, v in asdict(self).items()}
+
+
+def is_upper(name: str) -> bool:
+    """Whether a bar says how much is allowed, and not how much is needed."""
+    return name.endswith("_difference")
+
+
+def with_floors(asked: Mapping[str, float], precision: str) -> Mapping[str, float]:
+    """The bars that a manifest asks for, none of them below its floor."""
+    bars = {**FLOORS[precision], **asked}
+    for name, floor in FLOORS[precision].items():
+        bars[name] = min(bars[name], floor) if is_upper(name) else max(bars[name], floor)
+    return bars
 
 
 def measure(run: Run, golden: Golden, labels: LabelSet) -> Parity:
@@ -107,7 +125,10 @@ def compare(
         difference = max(difference, float(np.abs(graph - expected).max()))
         agreement = min(agreement, float((graph.argmax(1) == expected.argmax(1)).mean()))
     retrieval = float((cosines.argmax(1) == np.arange(len(own))).mean())
-    return Parity(float(own.mean()), float(own.min()), retrieval, agreement, difference, finite, repeatable)
+    head = 0.0 if logits is None else 1.0
+    if logits is not None and logits.shape == got.shape:
+        head = float(np.abs(labels.logits(features) - logits).max()) / labels.logit_scale
+    return Parity(float(own.mean()), float(own.min()), retrieval, agreement, difference, finite, repeatable, head)
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:

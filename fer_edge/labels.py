@@ -73,12 +73,20 @@ SYNONYMS: Mapping[str, str] = {
 """Class names of common data sets -> label."""
 
 
+_IGNORABLE = (
+    *((0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x3164, 0x3164), (0xFE00, 0xFE0F)),
+    *((0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF)),
+)
+"""Default_Ignorable_Code_Point beyond the category Cf."""
+
+
 @dataclass(frozen=True)
 class LabelSet:
     """A label set compiled to constants.
 
     ``constants`` (K, D) float32, c_k = mean_j normalise(R T(prompt_kj)), not normalised again; ``logit_scale`` is s;
-    ``prompts`` are the sentences of each label.
+    ``prompts`` are the sentences of each label; ``threshold``: the score from which the first label counts as certain,
+    0: none was set.
     """
 
     name: str
@@ -87,6 +95,7 @@ class LabelSet:
     logit_scale: float
     temperature: float
     prompts: tuple[tuple[str, ...], ...]
+    threshold: float = 0.0
 
     @cached_property
     def _weights(self) -> NDArray[np.float64]:
@@ -150,8 +159,7 @@ def read_prompt_file(path: Path) -> dict[str, tuple[str, ...]]:
     prompts: dict[str, tuple[str, ...]] = {}
     for label, value in table.items():
         sentences = [value] if isinstance(value, str) else value
-        if not label.strip() or not is_one_line(label):
-            raise LabelError(f"{path}: label {label!r} is empty, or holds a line break or control character")
+        check_label(label, str(path))
         if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
             raise LabelError(f'{path}: "{label}" must be a prompt or a list of prompts (non-empty strings)')
         if not all(is_one_line(s.replace("\n", " ").replace("\t", " ")) for s in sentences):
@@ -161,8 +169,45 @@ def read_prompt_file(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def is_one_line(text: str) -> bool:
-    """Whether a text holds no line break, control character or lone surrogate: fit to be shown and stored."""
-    return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+    """Whether a text holds no line break, control character or lone surrogate: fit to be stored and encoded."""
+    return text.isprintable() or not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+
+
+def hidden_character(text: str) -> str | None:
+    """The first character of a label or name that breaks its line, or that a reader does not see while it changes the text:
+    control and direction characters, those of no width, fillers. "joy" and "joy" with one of them would be two labels.
+    None when there is none.
+
+    Unicode: the categories Cc, Cf, Cs, Zl and Zp, and the property Default_Ignorable_Code_Point
+    (DerivedCoreProperties.txt)."""
+    if text.isascii() and text.isprintable():
+        return None
+    for c in text:
+        if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") or any(a <= ord(c) <= b for a, b in _IGNORABLE):
+            return c
+    return None
+
+
+def check_label(label: str, where: str) -> None:
+    """Raise LabelError for a label that is empty or holds a character that nobody sees. ``where``: what it is of, the
+    beginning of the message."""
+    hidden = hidden_character(label)
+    if hidden is not None:
+        name = unicodedata.name(hidden, "a control character")
+        raise LabelError(f"{where}: label {label!r} holds U+{ord(hidden):04X} ({name}), which nobody sees; remove it")
+    if not label.strip():
+        raise LabelError(f"{where}: label {label!r} is empty")
+
+
+def check_labels(labels: Sequence[str], where: str) -> None:
+    """As :func:`check_label`, for labels that are to be a label set: two or more, all different."""
+    for label in labels:
+        check_label(label, where)
+    if len(labels) < 2:
+        raise LabelError(f"{where}: a label set needs at least two labels to choose among; it has {len(labels)}")
+    if len(set(labels)) != len(labels):
+        again = next(label for label in labels if labels.count(label) > 1)
+        raise LabelError(f"{where}: the label {again!r} comes twice")
 
 
 def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

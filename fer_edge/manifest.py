@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import stat
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import BundleError, IntegrityError
-from .labels import is_one_line
+from .files import read_file
+from .labels import hidden_character
 
-SCHEMA = 1
+SCHEMA = 2
+"""What is written. Schema 1 (fer-edge 0.1) is read as well: what it lacks has a default, and it becomes schema 2 when
+something is written to the bundle. Schema 2 added ``input.crop``, ``artefacts[].target`` and a label set's ``threshold``."""
 MANIFEST = "manifest.json"
-_MAX_BYTES = 1 << 24
+
+_MAX_BYTES = 1 << 22
+MAX_ARTEFACTS = 64
+MAX_FILES = 16
+"""Of one artefact."""
+MAX_ARTEFACT_BYTES = 1 << 35
+"""Of one artefact's file: 32 GiB."""
+MAX_LABEL_SETS = 1024
+MAX_LABELS = 1 << 16
+"""Of one label set."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +49,21 @@ class Source:
     sha256: str
 
 
+_SINCE_2 = {"since": 2}
+"""Marks a field that came with schema 2; a manifest of schema 1 is read with its default."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """From a detector's box to the face crop: a square round the box's centre, ``scale`` times the box's longer side."""
+
+    scale: float = 1.0
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """What an artefact takes: uint8 (1, height, width, C). ``mean`` and ``std`` are applied inside, after division by
-    255."""
+    255; ``crop`` says how a detector's box becomes the face crop."""
 
     height: int
     width: int
@@ -49,6 +71,7 @@ class InputSpec:
     resize: Literal["stretch-bilinear"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: Crop = field(default=Crop(), metadata=_SINCE_2)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -65,7 +88,7 @@ class InputSpec:
 class Artefact:
     """One converted model for one runtime at one precision. ``parity`` was measured when the bundle was written;
     ``calibration`` says with what an int8 artefact was calibrated; ``drift_allowed``: it missed its bars and was let
-    through."""
+    through; ``target``: the device that it was compiled for, None: a general model file that the runtime takes anywhere."""
 
     runtime: str
     precision: Literal["fp32", "fp16", "int8"]
@@ -73,6 +96,7 @@ class Artefact:
     parity: Mapping[str, float]
     calibration: str | None
     drift_allowed: bool
+    target: str | None = field(default=None, metadata=_SINCE_2)
 
 
 @dataclass(frozen=True)
@@ -140,14 +164,20 @@ def canonical(value: object) -> bytes:
 
 
 def to_bytes(manifest: Manifest) -> bytes:
-    """manifest.json of a manifest: canonical, with ``digest`` = sha256 of the same without that field."""
-    plain = _plain(manifest)
+    """manifest.json of a manifest: canonical, in the form of its own schema, with ``digest`` = sha256 of the same without
+    that field."""
+    plain = _plain(manifest, manifest.schema)
     return canonical({**plain, "digest": hashlib.sha256(canonical(plain)).hexdigest()})
 
 
 def digest_of(manifest: Manifest) -> str:
     """The digest that :func:`to_bytes` writes."""
-    return hashlib.sha256(canonical(_plain(manifest))).hexdigest()
+    return hashlib.sha256(canonical(_plain(manifest, manifest.schema))).hexdigest()
+
+
+def upgraded(manifest: Manifest) -> Manifest:
+    """The same manifest in today's schema."""
+    return replace(manifest, schema=SCHEMA)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -155,17 +185,14 @@ def read_manifest(folder: Path) -> Manifest:
     one."""
     path = folder / MANIFEST
     try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):  # reading a pipe would wait for ever
-            raise BundleError(f"{path} is not a file")
-        if info.st_size > _MAX_BYTES:
-            raise BundleError(f"{path} is larger than any manifest ({_MAX_BYTES:,} bytes)")
-        raw = path.read_bytes()
+        if path.is_symlink():
+            raise BundleError(f"{path} is a link, and a bundle's manifest is a file of its own")
+        raw = read_file(path, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         what = f"it has no {MANIFEST}" if folder.is_dir() else "it is a file" if folder.exists() else "it does not exist"
         raise BundleError(f"{folder} is not a bundle: {what}") from error
     except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read: {error}") from error
+        raise BundleError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         value = json.loads(raw)
         if not isinstance(value, dict):
@@ -173,14 +200,14 @@ def read_manifest(folder: Path) -> Manifest:
         schema = value.get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
             raise BundleError(f"{path} has schema {schema}, this fer-edge reads up to {SCHEMA}: upgrade fer-edge")
-        if schema != SCHEMA:
-            raise BundleError(f"{path} has no known schema (found {schema!r}, expected {SCHEMA})")
+        if type(schema) is not int or schema < 1:
+            raise BundleError(f"{path} has no known schema (found {schema!r}, expected 1 to {SCHEMA})")
         digest = value.pop("digest", None)
         if digest != hashlib.sha256(canonical(value)).hexdigest() or raw != canonical({**value, "digest": digest}):
             raise IntegrityError(f"{path} was altered: its digest does not match")
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is altered or truncated: it is not valid JSON") from error
-    manifest = _typed(Manifest, value, str(path))
+    manifest = _typed(Manifest, value, str(path), schema)
     _consistent(manifest, path)
     return manifest
 
@@ -188,14 +215,34 @@ def read_manifest(folder: Path) -> Manifest:
 def _consistent(manifest: Manifest, path: Path) -> None:
     """What types alone cannot say. Raises BundleError."""
     names = [ref.name for ref in manifest.label_sets]
-    keys = [(a.runtime, a.precision) for a in manifest.artefacts]
+    keys = [(a.runtime, a.precision, a.target) for a in manifest.artefacts]
     spec = manifest.input
-    shown = (manifest.name, manifest.version, *names, *(a.runtime for a in manifest.artefacts))
+    shown = [manifest.name, manifest.version, *names, *(a.runtime for a in manifest.artefacts)]
+    shown += [a.target for a in manifest.artefacts if a.target is not None]
+    shown += [label for ref in manifest.label_sets for label in ref.labels]
+    models = [[ref.path for ref in a.files] for a in manifest.artefacts]
+    others = [*(ref.path for ref in manifest.label_sets), manifest.text_projection.path, manifest.golden.path]
+    listed = {path for paths in models for path in paths}
     problems = (
         (len(set(names)) != len(names), "two label sets have one name"),
         (manifest.default_labels not in names, f"its default label set {manifest.default_labels!r} is not in it"),
-        (len(set(keys)) != len(keys), "two artefacts have one runtime and precision"),
-        (any(not a.files for a in manifest.artefacts), "an artefact has no files"),
+        (len(set(keys)) != len(keys), "two artefacts have one runtime, precision and target"),
+        (len(models) > MAX_ARTEFACTS, f"it has {len(models)} artefacts, and no more than {MAX_ARTEFACTS} are read"),
+        (not all(models), "an artefact has no files"),
+        (any(len(paths) > MAX_FILES for paths in models), f"an artefact has more than {MAX_FILES} files"),
+        (
+            any(len(set(paths)) != len(paths) for paths in (*models, others)) or not listed.isdisjoint(others),
+            "a file is listed twice",
+        ),
+        (
+            not all(0 <= ref.bytes <= MAX_ARTEFACT_BYTES for a in manifest.artefacts for ref in a.files),
+            f"an artefact's file has a size out of range (at most {MAX_ARTEFACT_BYTES:,} bytes)",
+        ),
+        (len(names) > MAX_LABEL_SETS, f"it has {len(names)} label sets, and no more than {MAX_LABEL_SETS} are read"),
+        (
+            any(len(ref.labels) > MAX_LABELS for ref in manifest.label_sets),
+            f"a label set has more than {MAX_LABELS:,} labels",
+        ),
         (not 1 <= manifest.feature_dim <= 1 << 16, f"feature_dim {manifest.feature_dim} is out of range"),
         (
             not (1 <= spec.height <= 4096 and 1 <= spec.width <= 4096),
@@ -205,14 +252,12 @@ def _consistent(manifest: Manifest, path: Path) -> None:
             len(spec.mean) != spec.channels or len(spec.std) != spec.channels or 0.0 in spec.std,
             "mean and std do not fit the input",
         ),
+        (not 0.1 <= spec.crop.scale <= 10, f"crop scale {spec.crop.scale:g} is out of range (0.1 to 10)"),
         (
             any(len(set(ref.labels)) != len(ref.labels) or not ref.labels for ref in manifest.label_sets),
             "a label set repeats a label or is empty",
         ),
-        (
-            not all(map(is_one_line, (*shown, *(label for ref in manifest.label_sets for label in ref.labels)))),
-            "a name or label holds a line break or control character",
-        ),
+        (any(map(hidden_character, shown)), "a name or label holds a character that nobody sees or that breaks the line"),
     )
     for wrong, text in problems:
         if wrong:
@@ -227,37 +272,42 @@ def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, schema: int) -> Any:
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: _plain(getattr(value, f.name), schema) for f in fields(value) if _is_in(f, schema)}
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [_plain(v, schema) for v in value]
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v, schema) for k, v in value.items()}
     return value
 
 
-def _typed(cls: type[T], value: Any, where: str) -> T:
-    """A JSON value as the dataclass ``cls``; every field present, none unknown, each of its type."""
+def _is_in(f: Field[Any], schema: int) -> bool:
+    return bool(f.metadata.get("since", 1) <= schema)
+
+
+def _typed(cls: type[T], value: Any, where: str, schema: int) -> T:
+    """A JSON value as the dataclass ``cls``; every field of the schema present, none unknown, each of its type."""
     hints = _hints(cls)  # type: ignore[arg-type]
+    names = {f.name for f in fields(cls) if _is_in(f, schema)}  # type: ignore[arg-type]
     if not isinstance(value, dict):
         raise BundleError(f"{where} is malformed: expected an object")
-    if value.keys() != hints.keys():
-        odd = sorted(value.keys() ^ hints.keys())[0]
+    if value.keys() != names:
+        odd = sorted(value.keys() ^ names)[0]
         raise BundleError(f"{where} is malformed: field {odd!r} is {'unknown' if odd in value else 'missing'}")
-    return cls(**{name: _field(hints[name], value[name], f"{where}: {name}") for name in hints})
+    return cls(**{name: _field(hints[name], value[name], f"{where}: {name}", schema) for name in names})
 
 
-def _field(hint: Any, value: Any, where: str) -> Any:
+def _field(hint: Any, value: Any, where: str, schema: int) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
-        return _typed(hint, value, where)  # type: ignore[arg-type]
+        return _typed(hint, value, where, schema)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
-        return None if value is None else _field(next(a for a in args if a is not type(None)), value, where)
+        return None if value is None else _field(next(a for a in args if a is not type(None)), value, where, schema)
     if origin is tuple and isinstance(value, list):
-        return tuple(_field(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        return tuple(_field(args[0], v, f"{where}[{i}]", schema) for i, v in enumerate(value))
     if origin is not None and issubclass_mapping(origin) and isinstance(value, dict):
-        return {k: _field(args[1], v, f"{where}[{k!r}]") for k, v in value.items()}
+        return {k: _field(args[1], v, f"{where}[{k!r}]", schema) for k, v in value.items()}
     if origin is Literal and value in args:
         return value
     if hint is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .bundle import Bundle
+from .classifier import artefact_name
 from .console import printable
 from .doctor import Diagnosis
+from .golden import is_upper
 from .manifest import digest_of
 from .verify import Report
 
@@ -36,6 +38,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
             "color": m.input.color,
             "mean": list(m.input.mean),
             "std": list(m.input.std),
+            "crop": {"scale": m.input.crop.scale},
         },
         "feature_dim": m.feature_dim,
         "default_labels": m.default_labels,
@@ -44,6 +47,7 @@ def summary(bundle: Bundle) -> dict[str, Any]:
             {
                 "runtime": a.runtime,
                 "precision": a.precision,
+                "target": a.target,
                 "bytes": sum(f.bytes for f in a.files),
                 "parity": dict(a.parity),
                 "calibration": a.calibration,
@@ -68,6 +72,7 @@ def describe(bundle: Bundle) -> str:
         ["projection", m.projection.source if m.projection else "none"],
         ["text encoder", f"{m.text_encoder.source} ({m.text_encoder.kind})"],
         ["input", f"{m.input.color} {m.input.width} x {m.input.height}, {pixels}"],
+        ["crop", f"a square of {m.input.crop.scale:g} times the longer side of a face's box"],
         ["feature", f"{m.feature_dim} numbers"],
         [
             "label sets",
@@ -82,7 +87,7 @@ def describe(bundle: Bundle) -> str:
         drift = " (drift allowed)" if a.drift_allowed else ""
         rows.append(
             [
-                f"{a.runtime} {a.precision}{drift}",
+                artefact_name(a) + drift,
                 size,
                 f"{a.parity['centred_cosine']:.4f}" if "centred_cosine" in a.parity else "-",
                 f"{a.parity['top1_agreement']:.3f}" if "top1_agreement" in a.parity else "-",
@@ -154,7 +159,7 @@ def verdict_text(report: Report) -> str:
 
 
 def _bar(name: str, bar: float) -> str:
-    return f"{name.replace('_', ' ')} {'at most' if name == 'score_difference' else 'at least'} {bar:g}"
+    return f"{name.replace('_', ' ')} {'at most' if is_upper(name) else 'at least'} {bar:g}"
 
 
 def _verdict(report: Report) -> str:

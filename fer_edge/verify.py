@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from . import runtime as rt
-from .bundle import Bundle, Golden, all_files, checked_path, golden_set, label_set
-from .classifier import artefact_names, open_session
+from .bundle import Bundle, Golden, all_files, artefact_files, checked_path, golden_set, label_set, text_projection
+from .classifier import artefact_name, artefact_names, open_session
 from .engines import ENGINES, installed, installed_engine
-from .errors import BundleError, EngineError, MissingExtraError
-from .golden import BARS, Parity, measure
+from .errors import BundleError, EngineError, IntegrityError, MissingExtraError
+from .golden import Parity, measure, with_floors
 from .isolated import crash_of
 from .labels import LabelSet
 from .manifest import Artefact
@@ -21,13 +21,16 @@ from .manifest import Artefact
 _SLACK = 0.1
 """How much below the parity at conversion an artefact that was allowed to drift may lie on another box."""
 
-Status = Literal["ok", "drift allowed", "miss", "refused", "altered", "no engine"]
+Status = Literal["ok", "drift allowed", "miss", "refused", "altered", "not checked", "no engine"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Row:
     """One artefact on this box. ``status``: "ok"; "drift allowed" (misses its bars, but was let through at conversion);
-    "miss"; "refused" by the engine; "altered" file; "no engine" installed. ``problem`` says it in words."""
+    "miss"; "refused" by the engine, or as no model of its kind; "altered" file; "not checked" for want of the answers to
+    compare with; "no engine" installed, or compiled for another device. ``problem`` says it in words."""
 
     runtime: str
     precision: str
@@ -82,24 +85,48 @@ def verify(
     if not chosen and (runtimes or precision):
         wanted = " ".join(filter(None, (precision, "artefact", f"for {', '.join(runtimes)}" if runtimes else "")))
         raise BundleError(f"{bundle.folder} has no {wanted}; it has {artefact_names(bundle)}")
-    problems = []
-    for path, sha256, size in all_files(bundle):
-        on_row(path)
+    problems: list[str] = []
+
+    def read(what: str, reader: Callable[[], T]) -> T | None:
+        """What ``reader`` returns; its problem is noted, once, and the next file's turn comes."""
+        on_row(what)
         try:
-            checked_path(bundle, path, sha256, size)
+            return reader()
         except BundleError as error:
-            problems.append(str(error))
-    try:
-        golden, labels = golden_set(bundle), label_set(bundle, bundle.manifest.default_labels)
-        for ref in bundle.manifest.label_sets:
-            label_set(bundle, ref.name)
-    except BundleError as error:
-        return Report((), (*problems, str(error)) if str(error) not in problems else tuple(problems))
+            if str(error) not in problems:
+                problems.append(str(error))
+            return None
+
+    for path, sha256, size in all_files(bundle):
+        read(path, partial(checked_path, bundle, path, sha256, size))
+    golden = read("golden set", partial(golden_set, bundle))
+    sets = {
+        ref.name: read(f"label set {ref.name}", partial(label_set, bundle, ref.name)) for ref in bundle.manifest.label_sets
+    }
+    read("text projection", partial(text_projection, bundle))
+    labels = sets[bundle.manifest.default_labels]
     rows = []
     for artefact in chosen:
-        on_row(f"{artefact.runtime} {artefact.precision}")
+        on_row(artefact_name(artefact))
+        if golden is None or labels is None:
+            rows.append(_unmeasured(bundle, artefact))
+            continue
         rows.append(_row(bundle, artefact, golden, labels, device, threads or rt.default_threads(), execution_precision))
     return Report(tuple(rows), tuple(problems), {row.precision: bars(bundle, row.precision) for row in rows if row.parity})
+
+
+def _unmeasured(bundle: Bundle, artefact: Artefact) -> Row:
+    """An artefact of a bundle without answers to compare with: its files are looked at all the same."""
+    missing = "the golden set or the default label set cannot be used"
+    try:
+        artefact_files(bundle, artefact)
+    except BundleError as error:
+        return Row(artefact.runtime, artefact.precision, _fault(error), str(error))
+    return Row(artefact.runtime, artefact.precision, "not checked", f"there is nothing to compare with: {missing}")
+
+
+def _fault(error: BundleError) -> Status:
+    return "altered" if isinstance(error, IntegrityError) else "refused"
 
 
 def _row(
@@ -114,6 +141,8 @@ def _row(
     runtime, precision = artefact.runtime, artefact.precision
     if runtime not in ENGINES and not installed(runtime):
         return Row(runtime, precision, "no engine", f"nothing that is installed here offers the runtime {runtime!r}")
+    if artefact.target is not None:
+        return Row(runtime, precision, "no engine", f"it was compiled for {artefact.target}; check it there")
     try:
         if installed_engine(runtime).adapter not in sys.modules:
             asked = {"precision": precision, "device": device, "execution_precision": execution_precision}
@@ -123,7 +152,7 @@ def _row(
     except MissingExtraError as error:
         return Row(runtime, precision, "no engine", str(error))
     except BundleError as error:
-        return Row(runtime, precision, "altered", str(error))
+        return Row(runtime, precision, _fault(error), str(error))
     except EngineError as error:
         return Row(runtime, precision, "refused", str(error))
     try:
@@ -146,8 +175,8 @@ def _row(
 
 
 def bars(bundle: Bundle, precision: str) -> Mapping[str, float]:
-    """What the bundle's manifest asks of a precision. A manifest without bars is no free pass: then ours hold."""
-    return bundle.manifest.golden.thresholds.get(precision) or BARS[precision]
+    """What the bundle's manifest asks of a precision, where that is more than the floors: it is no free pass."""
+    return with_floors(bundle.manifest.golden.thresholds.get(precision, {}), precision)
 
 
 def judge(bundle: Bundle, artefact: Artefact, parity: Parity) -> tuple[Status, list[str]]:

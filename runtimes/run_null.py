@@ -62,7 +62,7 @@ def open(files: Sequence[File], options: Options) -> _Session:
         milliseconds = -1.0
     if (kind, amount) != ("echo", "") and not (kind == "spin" and 0 < milliseconds < 60_000):
         raise EngineError(f"null has no device {options.device!r}; there are echo and spin:MS, as spin:1.5")
-    golden = read_npz(files[0].path, {"crops", "features"})
+    golden = read_npz(files[0].path, {"crops", "features"}, data=files[0].content)
     answers = {crop.tobytes(): feature for crop, feature in zip(golden["crops"], golden["features"], strict=True)}
     (_, height, side, channels), (_, width) = golden["crops"].shape, golden["features"].shape
     return _Session(answers, signature(height, side, channels, width, labels=0), options.device, milliseconds / 1000)

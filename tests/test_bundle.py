@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
+import stat
 import struct
+import subprocess
+import sys
+import threading
 import time
 import tracemalloc
 import zipfile
@@ -24,7 +30,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import fer_edge
-from fer_edge import BundleError, IntegrityError, LabelError, UsageError
+from fer_edge import BundleError, IntegrityError, LabelError, UsageError, files
 from fer_edge.arrays import write_npz
 from fer_edge.bundle import (
     Bundle,
@@ -34,13 +40,16 @@ from fer_edge.bundle import (
     golden_set,
     label_set,
     open_bundle,
+    remove_label_set,
     staged,
     text_projection,
     write_manifest,
 )
 from fer_edge.classifier import DEFAULT_BUNDLE
+from fer_edge.engines import RUNTIMES, installed
 from fer_edge.labels import LabelSet
-from fer_edge.manifest import MANIFEST, digest_of, read_manifest, to_bytes
+from fer_edge.manifest import MANIFEST, Artefact, digest_of, read_manifest, to_bytes
+from fer_edge.verify import verify
 
 RAW = (DEFAULT_BUNDLE / MANIFEST).read_bytes()
 FUZZ = settings(
@@ -173,7 +182,7 @@ DEEP = b"[" * 400 + b"]" * 400
         RAW.replace(b"\n ", b"\n  "),
         b"\xef\xbb\xbf" + RAW,
         json.dumps(json.loads(RAW)).encode(),
-        RAW.replace(b'"schema": 1', b'"schema": 1,\n "schema": 1'),
+        RAW.replace(b'"schema": 2', b'"schema": 2,\n "schema": 2'),
         RAW.replace(b'"name": "', b'"name": "other",\n "name": "', 1),
         b"",
         b"null\n",
@@ -183,13 +192,13 @@ DEEP = b"[" * 400 + b"]" * 400
         b"\xff\xfe{}",
         b"[" * 200_000,
         b'{"a":' * 200_000,
-        b'{\n "card": ' + DEEP + b',\n "digest": "",\n "schema": 1\n}\n',
+        b'{\n "card": ' + DEEP + b',\n "digest": "",\n "schema": 2\n}\n',
         b'{"schema": ' + b"9" * 5000 + b"}",
         b'{"schema": NaN}',
         b'{"schema": "1"}',
         b'{"schema": true}',
-        b'{"schema": 1, "digest": ["\\ud800"]}',
-        b'{"schema": 1, "card": "\\ud800"}',
+        b'{"schema": 2, "digest": ["\\ud800"]}',
+        b'{"schema": 2, "card": "\\ud800"}',
     ],
 )
 def test_malformed_manifests(lone: Path, raw: bytes) -> None:
@@ -198,7 +207,7 @@ def test_malformed_manifests(lone: Path, raw: bytes) -> None:
         open_bundle(lone)
 
 
-@pytest.mark.parametrize("schema", [2, 999])
+@pytest.mark.parametrize("schema", [3, 999])
 def test_newer_schema_says_upgrade(bundle: Path, schema: int) -> None:
     forge(bundle, lambda v: v.update(schema=schema, a_field_of_the_future={}))
     with refused(MANIFEST, says="upgrade fer-edge"):
@@ -218,7 +227,7 @@ def holder(value: Any, place: tuple[Any, ...]) -> Any:
     return value
 
 
-OPTIONAL = {"projection", "calibration"}
+OPTIONAL = {"projection", "calibration", "target"}
 FREE = {"parity", "tools", "thresholds", "fp32", "fp16", "int8"}
 """Mappings whose keys are free."""
 
@@ -231,7 +240,7 @@ def test_every_field_is_needed_and_has_its_type(bundle: Path) -> None:
         wrong: list[object] = [None, True, 3, 0.5, "text", [], {}, [None], {"a": None}]
         for new in wrong:
             number = isinstance(old, float) and type(new) in (int, float)
-            if type(new) is type(old) or number or (new is None and key in OPTIONAL):
+            if type(new) is type(old) or number or (key in OPTIONAL and (new is None or (old, type(new)) == (None, str))):
                 continue
             forged = json.loads(RAW)
             holder(forged, place)[key] = new
@@ -300,11 +309,45 @@ def test_signed_nonsense(bundle: Path, edit: Callable[[dict[str, Any]], None]) -
         open_bundle(bundle)
 
 
-def test_size_that_no_file_has(bundle: Path) -> None:
-    forge(bundle, change("artefacts", 0, "files", 0, "bytes", to=10**400))
-    opened = open_bundle(bundle)
-    with refused(opened.manifest.artefacts[0].files[0].path, IntegrityError):
-        artefact_files(opened, opened.manifest.artefacts[0])
+@pytest.mark.parametrize("size", [10**400, -1, 1 << 40])
+def test_size_that_no_file_has(bundle: Path, size: int) -> None:
+    forge(bundle, change("artefacts", 0, "files", 0, "bytes", to=size))
+    with refused(MANIFEST, says="size out of range"):
+        open_bundle(bundle)
+
+
+def test_more_than_anybody_needs_is_not_read(bundle: Path) -> None:
+    value = json.loads(RAW)
+    first, ref = value["artefacts"][0], value["label_sets"][0]
+    many = [{**first, "target": f"t{k}", "files": [{**first["files"][0], "path": f"{k}"}]} for k in range(65)]
+    pieces = [{**first["files"][0], "path": f"{k}"} for k in range(17)]
+    sets = [ref, *({**ref, "name": f"n{k}", "path": f"{k}"} for k in range(1024))]
+    for edit, says in (
+        (change("artefacts", to=many), "65 artefacts"),
+        (change("artefacts", 0, "files", to=pieces), "more than 16 files"),
+        (change("label_sets", to=sets), "1025 label sets"),
+        (change("label_sets", 0, "labels", to=[str(k) for k in range(65537)]), "more than 65,536 labels"),
+        (change("card", to="x" * (1 << 22)), "at most 4,194,304 are read"),
+    ):
+        (bundle / MANIFEST).write_bytes(RAW)
+        forge(bundle, edit)
+        with refused(MANIFEST, says=says):
+            open_bundle(bundle)
+
+
+def test_a_file_is_listed_once(bundle: Path) -> None:
+    value = json.loads(RAW)
+    model, labels = value["artefacts"][0]["files"][0], value["label_sets"][0]["path"]
+    for edit in (
+        change("artefacts", 0, "files", to=[model, model]),
+        change("label_sets", 1, "path", to=labels),
+        change("golden", "path", to=labels),
+        change("text_projection", "path", to=model["path"]),
+    ):
+        (bundle / MANIFEST).write_bytes(RAW)
+        forge(bundle, edit)
+        with refused(MANIFEST, says="listed twice"):
+            open_bundle(bundle)
 
 
 def test_not_a_bundle(tmp_path: Path, bundle: Path) -> None:
@@ -404,41 +447,198 @@ def altered(data: bytes) -> dict[str, bytes | None]:
     }
 
 
-@pytest.mark.parametrize("path", sorted({path for path, _, _ in all_files(open_bundle(DEFAULT_BUNDLE))}))
+FILES = sorted({path for path, _, _ in all_files(open_bundle(DEFAULT_BUNDLE))})
+
+
+@pytest.mark.parametrize("path", FILES)
 def test_altered_files(bundle: Path, path: str) -> None:
+    """Whoever reads the file sees it; so does ``load``, of every file but those of other artefacts and of the text side."""
     opened = open_bundle(bundle)
     manifest = opened.manifest
     owner = next((a for a in manifest.artefacts if path in [f.path for f in a.files]), None)
-    labels = next((ref.name for ref in manifest.label_sets if ref.path == path), None)
+    size = (bundle / path).stat().st_size
 
-    def load() -> object:
+    def load() -> None:
         if path == manifest.text_projection.path:
-            return text_projection(opened)
-        if owner is not None:
-            return artefact_files(opened, owner)
-        return fer_edge.load(bundle, runtime="null", labels=labels)
+            text_projection(opened)
+        elif owner is None:
+            fer_edge.load(bundle, runtime="null").close()
+        elif installed(owner.runtime):
+            fer_edge.load(bundle, runtime=owner.runtime).close()
+        else:
+            artefact_files(opened, owner)
 
     load()
-    for data in altered((bundle / path).read_bytes()).values():
+    for name, data in altered((bundle / path).read_bytes()).items():
         (bundle / path).unlink(missing_ok=True)
         if data is not None:
             (bundle / path).write_bytes(data)
-        with refused(str(bundle / path), IntegrityError):
+        with refused(str(bundle / path), IntegrityError, "missing" if data is None else "altered or truncated: expected"):
             load()
+        if data is not None and owner is not None and len(data) != size:
+            with refused(f"expected {size:,} bytes", says=f"found {len(data):,} bytes"):
+                load()
+        with refused(str(bundle / path), IntegrityError):
+            read_all(bundle)
+        report = verify(opened, [] if owner is None else [owner.runtime])
+        assert [str(bundle / path) in problem for problem in report.files] == [True], name
+        assert not report.ok
 
 
-@pytest.mark.parametrize("runtime", sorted({a.runtime for a in open_bundle(DEFAULT_BUNDLE).manifest.artefacts}))
-def test_load_refuses_an_altered_artefact_or_golden_set(bundle: Path, runtime: str) -> None:
-    artefact = next(a for a in open_bundle(bundle).manifest.artefacts if a.runtime == runtime)
-    for path in [*(ref.path for ref in artefact.files), "golden.npz"]:
-        good = (bundle / path).read_bytes()
-        (bundle / path).write_bytes(good[:-1])
-        try:
-            with refused(str(bundle / path), IntegrityError):
-                fer_edge.load(bundle, runtime=runtime)
-        except fer_edge.MissingExtraError:
-            pytest.skip(f"{runtime} is not installed here")
-        (bundle / path).write_bytes(good)
+def test_verify_goes_on_after_a_failure(bundle: Path) -> None:
+    """Three files are wrong, and all three are named, with what was expected; the engines' verdicts stand beside them."""
+    for path in ("labels/rafdb7.npz", "text_projection.npy", "litert-int8.tflite"):
+        (bundle / path).write_bytes((bundle / path).read_bytes()[:-1])
+    report = verify(open_bundle(bundle))
+    assert {problem.split(" was altered")[0] for problem in report.files} == {
+        str(bundle / path) for path in ("labels/rafdb7.npz", "text_projection.npy", "litert-int8.tflite")
+    }
+    assert {row.runtime: row.status for row in report.rows if installed(row.runtime)} == {
+        r: "altered" if r == "litert" else "ok" for r in RUNTIMES if installed(r)
+    }
+    assert not report.ok
+    shutil.copy(DEFAULT_BUNDLE / "labels/rafdb7.npz", bundle / "labels/rafdb7.npz")
+    (bundle / "labels/ferplus8.npz").unlink()
+    report = verify(open_bundle(bundle))
+    assert len(report.files) == 3
+    assert {row.status for row in report.rows} == {"altered", "not checked"}
+    assert not report.ok
+
+
+def test_load_pins_a_digest(bundle: Path) -> None:
+    digest = json.loads(RAW)["digest"]
+    fer_edge.load(bundle, runtime="null", digest=digest.upper()).close()
+    with refused(MANIFEST, IntegrityError, says=digest):
+        fer_edge.load(bundle, runtime="null", digest="0" * 64)
+
+
+def test_a_manifest_is_no_link(bundle: Path, tmp_path: Path) -> None:
+    (bundle / MANIFEST).rename(bundle / "elsewhere")
+    (bundle / MANIFEST).symlink_to("elsewhere")
+    with refused(MANIFEST, says="is a link"):
+        open_bundle(bundle)
+    (bundle / MANIFEST).unlink()
+    (bundle / "elsewhere").rename(bundle / MANIFEST)
+    (tmp_path / "link").symlink_to(bundle)  # the folder may be one
+    read_all(tmp_path / "link")
+
+
+# Models that are more than their files.
+
+
+def drop(bundle: Path, path: str) -> None:
+    """Take a file off the manifest's list."""
+
+    def edit(value: dict[str, Any]) -> None:
+        for artefact in value["artefacts"]:
+            artefact["files"] = [ref for ref in artefact["files"] if ref["path"] != path]
+
+    forge(bundle, edit)
+
+
+def artefact_of(bundle: Path, runtime: str) -> tuple[Bundle, Artefact]:
+    opened = open_bundle(bundle)
+    return opened, next(a for a in opened.manifest.artefacts if a.runtime == runtime)
+
+
+def test_weights_that_nobody_listed(bundle: Path, tmp_path: Path) -> None:
+    drop(bundle, "openvino-int8.bin")
+    with refused("openvino-int8.xml", says="openvino-int8.bin, which the manifest does not list"):
+        artefact_files(*artefact_of(bundle, "openvino"))
+    (bundle / "openvino-int8.bin").rename(tmp_path / "outside.bin")
+    (bundle / "openvino-int8.bin").symlink_to(tmp_path / "outside.bin")
+    with refused("openvino-int8.xml"):
+        fer_edge.load(bundle, runtime="openvino" if installed("openvino") else "null")
+        artefact_files(*artefact_of(bundle, "openvino"))
+    assert verify(open_bundle(bundle), ["openvino"]).rows[0].status in ("refused", "no engine")
+
+
+def external(model: bytes, place: str, inner: bool) -> bytes:
+    """An ONNX model that keeps its largest tensor at ``place``; ``inner``: one in a subgraph of a node's attribute."""
+    onnx = pytest.importorskip("onnx")
+    parsed = onnx.load_from_string(model)
+    tensor = max(parsed.graph.initializer, key=lambda t: len(t.raw_data))
+    if inner:
+        node = parsed.graph.node.add(op_type="If", name="if", input=["c"], output=["y"])
+        graph = onnx.GraphProto(name="then")
+        graph.initializer.append(tensor)
+        node.attribute.append(onnx.helper.make_attribute("then_branch", graph))
+        tensor = node.attribute[0].g.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, text in (("location", place), ("offset", "0")):
+        tensor.external_data.add(key=key, value=text)
+    return bytes(parsed.SerializeToString())
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["initializer", "subgraph"])
+@pytest.mark.parametrize(
+    "place", ["../stolen.bin", "/etc/passwd", "inside.bin", "./onnxruntime-int8.onnx", "*/_ORT_MEM_ADDR_/*"]
+)
+def test_external_data_that_nobody_listed(bundle: Path, place: str, inner: bool) -> None:
+    (bundle / "inside.bin").write_bytes(bytes(1 << 20))
+    plant(bundle, "onnxruntime-int8.onnx", external((bundle / "onnxruntime-int8.onnx").read_bytes(), place, inner))
+    with refused("onnxruntime-int8.onnx", says=f"keeps weights outside of itself, in {place!r}"):
+        artefact_files(*artefact_of(bundle, "onnxruntime"))
+
+
+def test_external_data_in_another_spelling(bundle: Path) -> None:
+    """A protobuf may write a length in more bytes than it needs; a name in a document is no data."""
+
+    def part(number: int, data: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(data) | 0x80, 0x80, 0]) + data
+
+    entry = part(13, part(1, b"location") + part(2, b"inside.bin"))
+    plant(bundle, "onnxruntime-int8.onnx", part(7, part(5, entry)))
+    with refused("onnxruntime-int8.onnx", says="'inside.bin'"):
+        artefact_files(*artefact_of(bundle, "onnxruntime"))
+    honest = (DEFAULT_BUNDLE / "onnxruntime-int8.onnx").read_bytes()
+    plant(bundle, "onnxruntime-int8.onnx", honest + part(6, b"location"))  # doc_string
+    artefact_files(*artefact_of(bundle, "onnxruntime"))
+
+
+def test_external_data_that_is_listed(bundle: Path) -> None:
+    plant(bundle, "onnxruntime-int8.onnx", external((bundle / "onnxruntime-int8.onnx").read_bytes(), "w.bin", False))
+    (bundle / "w.bin").write_bytes(b"weights")
+
+    def listed(value: dict[str, Any]) -> None:
+        sha = hashlib.sha256(b"weights").hexdigest()
+        artefact = next(a for a in value["artefacts"] if a["runtime"] == "onnxruntime")
+        artefact["files"].append({"path": "w.bin", "sha256": sha, "bytes": 7})
+
+    forge(bundle, listed)
+    artefact_files(*artefact_of(bundle, "onnxruntime"))
+
+
+def test_litert_weights_outside_of_the_file(bundle: Path) -> None:
+    """A model with the schema's external_buffer_groups, written by the engine's own schema code."""
+    schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+    flatbuffers = pytest.importorskip("flatbuffers")
+    model = schema.ModelT.InitFromPackedBuf((bundle / "litert-int8.tflite").read_bytes(), 0)
+    group = schema.ExternalBufferGroupT()
+    group.name = "../stolen.bin"
+    model.externalBufferGroups = [group]
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    plant(bundle, "litert-int8.tflite", bytes(builder.Output()))
+    with refused("litert-int8.tflite", says="keeps weights outside of itself"):
+        artefact_files(*artefact_of(bundle, "litert"))
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"<", b"ORTM" * 9, b"\x00\x00\x00\x00ORTM" + bytes(99), b"\xff" * 99])
+@pytest.mark.parametrize(
+    ("runtime", "path"),
+    [("openvino", "openvino-int8.xml"), ("litert", "litert-int8.tflite"), ("onnxruntime", "onnxruntime-int8.onnx")],
+)
+def test_another_format_under_the_ending(bundle: Path, runtime: str, path: str, data: bytes) -> None:
+    """ONNX has no mark of its own: what is neither another format nor external data is the engine's to refuse."""
+    others = [p for p in ("litert-int8.tflite", "onnxruntime-int8.onnx", "openvino-int8.xml") if p != path]
+    for other in [data, *((DEFAULT_BUNDLE / p).read_bytes() for p in others if runtime != "onnxruntime")]:
+        plant(bundle, path, other)
+        if runtime == "onnxruntime" and other and other[4:8] != b"ORTM":
+            continue
+        with refused(path, says="ending"):
+            artefact_files(*artefact_of(bundle, runtime))
 
 
 # Crafted files with the right hash.
@@ -608,7 +808,8 @@ def test_wrong_label_sets(bundle: Path) -> None:
     no_prompt = arrays["prompts"].copy().view(np.uint32)
     no_prompt[0] = 0x110000
     bad = [
-        *(edited(arrays, **{k: None}) for k in arrays),
+        *(edited(arrays, **{k: None}) for k in arrays if k != "threshold"),
+        *(edited(arrays, threshold=np.array(v)) for v in (-0.1, 1.1, np.nan, np.inf, 1, [0.5], "x")),
         edited(arrays, more=index),
         edited(arrays, names=names[::-1]),
         edited(arrays, names=names[:-1]),
@@ -634,6 +835,10 @@ def test_wrong_label_sets(bundle: Path) -> None:
             label_set(open_bundle(bundle), "rafdb7")
     plant(bundle, "labels/rafdb7.npz", edited(arrays))
     assert label_set(open_bundle(bundle), "rafdb7").labels == tuple(names.tolist())
+    plant(bundle, "labels/rafdb7.npz", edited(arrays, threshold=None))
+    assert label_set(open_bundle(bundle), "rafdb7").threshold == 0
+    plant(bundle, "labels/rafdb7.npz", edited(arrays, threshold=np.array(0.6)))
+    assert label_set(open_bundle(bundle), "rafdb7").threshold == 0.6
 
 
 def test_wrong_text_projections(bundle: Path) -> None:
@@ -682,6 +887,135 @@ def test_fuzzed_files_with_the_right_hash(shared: Path, path: str, plain: bool, 
         VICTIMS[path](open_bundle(shared))
     except BundleError as error:
         one_line(error, path)
+
+
+# Bundles of fer-edge 0.1.
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A bundle that fer-edge 0.1.0 wrote: schema 1, its embedded default with the ONNX Runtime artefact alone."""
+    with zipfile.ZipFile(Path(__file__).parent / "data" / "bundle-0.1.0.zip") as archive:
+        archive.extractall(tmp_path / "old")
+    return tmp_path / "old"
+
+
+def test_an_old_bundle_is_read_as_it_is(old: Path) -> None:
+    raw = (old / MANIFEST).read_bytes()
+    manifest = read_manifest(old)
+    assert (manifest.schema, manifest.input.crop.scale, [a.target for a in manifest.artefacts]) == (1, 1.0, [None])
+    assert to_bytes(manifest) == raw
+    assert digest_of(manifest) == json.loads(raw)["digest"]
+    read_all(old)
+    assert label_set(open_bundle(old), "ferplus8").threshold == 0
+    report = verify(open_bundle(old))
+    if installed("onnxruntime"):
+        assert report.ok, report
+        with fer_edge.load(old, digest=json.loads(raw)["digest"]) as clf:
+            assert clf.predict(np.zeros((48, 48), np.uint8)).label in clf.labels
+    assert not report.files
+
+
+def test_an_old_bundle_becomes_a_new_one_when_it_is_written_to(old: Path) -> None:
+    before = json.loads((old / MANIFEST).read_bytes())
+    add_label_set(open_bundle(old), mine(old))
+    value = json.loads((old / MANIFEST).read_bytes())
+    assert value["schema"] == 2
+    assert value["input"]["crop"] == {"scale": 1.0}
+    assert [a["target"] for a in value["artefacts"]] == [None]
+    assert value["digest"] != before["digest"]
+    for removed in (value, before):
+        for key in ("schema", "digest", "label_sets"):
+            del removed[key]
+    del value["input"]["crop"], value["artefacts"][0]["target"]
+    assert value == before
+    read_all(old)
+    assert {ref.name for ref in open_bundle(old).manifest.label_sets} == {"rafdb7", "ferplus8", "mine"}
+
+
+def test_what_is_new_does_not_belong_into_an_old_manifest(old: Path, bundle: Path) -> None:
+    forge(old, lambda v: v["input"].update(crop={"scale": 2.0}))
+    with refused(MANIFEST, says="'crop' is unknown"):
+        open_bundle(old)
+    forge(bundle, lambda v: v["input"].pop("crop"))
+    with refused(MANIFEST, says="'crop' is missing"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("scale", [0, 0.05, 11, -1, 10**400, "1", None])
+def test_crop_scales_out_of_range(bundle: Path, scale: object) -> None:
+    forge(bundle, change("input", "crop", "scale", to=scale))
+    with refused(MANIFEST):
+        open_bundle(bundle)
+
+
+def test_a_target_is_no_general_artefact(bundle: Path) -> None:
+    """What was compiled for one device is not opened on another, and verify says where it belongs."""
+    forge(bundle, change("artefacts", 0, "target", to="rk3588"))
+    opened = open_bundle(bundle)
+    runtime = opened.manifest.artefacts[0].runtime
+    if installed(runtime):
+        with refused(str(bundle), says=f"it has {runtime} int8 for rk3588, "):
+            fer_edge.load(bundle, runtime=runtime)
+        (row,) = verify(opened, [runtime]).rows
+        assert (row.status, row.problem) == ("no engine", "it was compiled for rk3588; check it there")
+
+
+# Sizes.
+
+
+def large(bundle: Path, labels: int, prompts: int) -> LabelSet:
+    rng = np.random.default_rng(0)
+    constants = rng.normal(size=(labels, open_bundle(bundle).manifest.feature_dim)).astype(np.float32)
+    constants /= np.linalg.norm(constants, axis=1, keepdims=True) * np.float32(1.001)
+    groups = tuple((f"prompt {k}",) * (prompts // labels) for k in range(labels))
+    return LabelSet("large", tuple(f"label {k}" for k in range(labels)), constants, 20.0, 1.0, groups)
+
+
+def test_a_label_set_is_read_in_linear_time(bundle: Path) -> None:
+    """The work grows with the number of labels and prompts, not with its square: counted, not timed."""
+
+    def lines(labels: int) -> int:
+        shutil.rmtree(bundle)
+        shutil.copytree(DEFAULT_BUNDLE, bundle)
+        opened = add_label_set(open_bundle(bundle), large(bundle, labels, labels))
+        count = 0
+
+        def trace(frame: object, event: str, argument: object) -> object:
+            nonlocal count
+            count += 1
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)  # type: ignore[arg-type]
+        try:
+            label_set(opened, "large")
+        finally:
+            sys.settrace(before)
+        return count
+
+    assert lines(1200) < 4.5 * lines(400)
+
+
+def test_large_golden_sets_are_refused_before_they_are_measured(bundle: Path) -> None:
+    arrays = golden_arrays(bundle)
+    many = {name: np.repeat(array, 64, 0) for name, array in arrays.items()}
+    plant(bundle, "golden.npz", zipped({name: npy(array) for name, array in many.items()}, zipfile.ZIP_DEFLATED))
+    with refused("golden.npz", says="2,048 crops; at most 1,024 are read"):
+        golden_set(open_bundle(bundle))
+    report = verify(open_bundle(bundle))
+    assert "2,048 crops" in report.files[0]
+
+
+def test_large_files_are_not_read(bundle: Path) -> None:
+    with (bundle / "golden.npz").open("r+b") as file:
+        file.truncate(1 << 40)  # sparse: it takes no room
+    with little_memory(), refused("golden.npz", says="at most 134,217,728 are read"):
+        golden_set(open_bundle(bundle))
+    with (bundle / "litert-int8.tflite").open("r+b") as file:
+        file.truncate(1 << 40)
+    with little_memory(), refused("litert-int8.tflite", IntegrityError, says="found 1,099,511,627,776 bytes"):
+        artefact_files(*artefact_of(bundle, "litert"))
 
 
 # Writing.
@@ -753,6 +1087,178 @@ def test_force_never_replaces_a_folder_that_is_no_bundle(tmp_path: Path) -> None
     assert snapshot(tmp_path) == {"photos/holiday.jpg": b"x"}
 
 
+@pytest.mark.parametrize("at_once", [True, False], ids=["exchange", "renames"])
+def test_force_puts_one_whole_bundle_in_the_place_of_another(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """A reader beside a writer that replaces the bundle again and again, by one of another version. Where the system can
+    exchange names at once, it meets no moment without a bundle, nor files of two."""
+    if not at_once:
+        monkeypatch.setattr(files, "_exchanged_at_once", lambda one, other: False)
+    sources = [bundle, Path(shutil.copytree(bundle, tmp_path / "other"))]
+    add_label_set(open_bundle(sources[1]), mine(bundle))
+    target = Path(shutil.copytree(bundle, tmp_path / "target"))
+    over = threading.Event()
+    problems: list[BaseException] = []
+    readings = 0
+
+    def read() -> None:
+        nonlocal readings
+        while not over.is_set():
+            try:
+                fer_edge.load(target, runtime="null").close()
+            except BundleError as error:
+                problems.append(error)
+            readings += 1
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for k in range(30):
+        with staged(target, force=True) as folder:
+            shutil.copytree(sources[k % 2], folder, dirs_exist_ok=True)
+    over.set()
+    reader.join()
+    assert readings > 5
+    if at_once:
+        assert not problems
+    read_all(target)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "other", "target"]
+
+
+def test_two_conversions_to_one_new_folder(tmp_path: Path) -> None:
+    """The second one finds the first one's work, and does not mix with it."""
+
+    def write() -> None:
+        with staged(tmp_path / "out") as first:
+            (first / MANIFEST).write_text("first")
+            with staged(tmp_path / "out") as second:
+                (second / MANIFEST).write_text("second")
+
+    with pytest.raises(UsageError, match="exists already"):
+        write()
+    assert snapshot(tmp_path) == {f"out/{MANIFEST}": b"second"}
+
+
+def test_what_came_to_be_meanwhile_is_looked_at_again(tmp_path: Path) -> None:
+    def write() -> None:
+        with staged(tmp_path / "out", force=True) as folder:
+            (folder / MANIFEST).write_text("new")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "holiday.jpg").write_bytes(b"x")
+
+    with pytest.raises(UsageError, match="is no bundle"):
+        write()
+    assert snapshot(tmp_path) == {"out/holiday.jpg": b"x"}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027], ids=oct)
+def test_a_bundle_has_the_modes_of_the_umask(tmp_path: Path, umask: int) -> None:
+    """Whatever the library that wrote a file thought."""
+    before = os.umask(umask)
+    try:
+        with staged(tmp_path / "out") as folder:
+            (folder / "labels").mkdir()
+            for name in (MANIFEST, "model.onnx", "labels/a.npz"):
+                (folder / name).write_text("x")
+            (folder / "model.onnx").chmod(0o600)
+    finally:
+        os.umask(before)
+    modes = {p.relative_to(tmp_path).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*")}
+    folders = {"out", "out/labels"}
+    assert modes == {name: (0o777 if name in folders else 0o666) & ~umask for name in modes}
+
+
+@pytest.mark.parametrize("place", ["manifest.json", "other"])
+def test_a_full_disk_while_a_bundle_is_made(tmp_path: Path, place: str) -> None:
+    def write() -> None:
+        with staged(tmp_path / "out") as folder:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder / place))
+
+    with pytest.raises(UsageError, match="out cannot be written: No space left on device"):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+POWER = """
+import shutil, sys
+from pathlib import Path
+from fer_edge.bundle import add_label_set, label_set, open_bundle, remove_label_set, staged
+from dataclasses import replace
+source, target = Path(sys.argv[1]), Path(sys.argv[2])
+with staged(target, force=True) as folder:
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+opened = open_bundle(target)
+remove_label_set(add_label_set(opened, replace(label_set(opened, "rafdb7"), name="mine")), "mine")
+"""
+
+
+def test_nothing_old_goes_before_the_new_is_on_the_disk(bundle: Path, tmp_path: Path) -> None:
+    """What the kernel saw of a replacement, of an added and of a removed label set: before a name is given, its content is
+    synced; before anything goes, the names are."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed here")
+    target = Path(shutil.copytree(bundle, tmp_path / "target"))
+    log = tmp_path / "log"
+    calls = "trace=openat,open,close,write,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,rmdir"
+    command = [strace, "-f", "-y", "-e", calls, "-o", str(log), sys.executable, "-c", POWER, str(bundle), str(target)]
+    if subprocess.run(command, check=False).returncode:
+        pytest.skip("strace may not trace here")
+    synced: set[str] = set()
+    renames = removals = 0
+    unsynced_names: set[str] = set()
+    for line in log.read_text(errors="replace").splitlines():
+        if str(tmp_path) not in line or "= -1" in line:
+            continue
+        paths = re.findall(r'"([^"]*)"', line)
+        if match := re.search(r"f(?:data)?sync\(\d+<([^>]*)>", line):
+            synced.add(match[1])
+            unsynced_names = {name for name in unsynced_names if os.path.dirname(name) != match[1]}
+        elif match := re.search(r"write\(\d+<([^>]*)>", line):
+            synced.discard(match[1])
+        elif "rename" in line:
+            old, new = paths
+            made = [*snapshot(target), "labels", ""] if new == str(target) else [""]
+            for name in made:
+                assert os.path.join(old, name).rstrip("/") in synced, f"{line}: {name} is not on the disk"
+            renames += 1
+            unsynced_names.add(new)
+        elif "unlink" in line and ".partial-" not in line:
+            assert not unsynced_names, f"{line} before the names {unsynced_names} are on the disk"
+            removals += 1
+        elif "unlink" in line and MANIFEST in line:
+            assert not unsynced_names, f"{line}: the old bundle goes before the new one's name is on the disk"
+            removals += 1
+    assert renames >= 4  # the bundle, a label set, and two manifests
+    assert removals >= 2  # of the old bundle's manifest, and of the label set
+
+
+WRITER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from fer_edge.bundle import add_label_set, label_set, open_bundle, remove_label_set
+folder, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+opened = open_bundle(folder)
+seven = label_set(opened, "rafdb7")
+for k in range(count):
+    add_label_set(opened, replace(seven, name=f"{name}{k}"))
+    if k % 5 == 4:
+        remove_label_set(opened, f"{name}{k - 1}")
+"""
+
+
+def test_writers_at_once_lose_nothing(bundle: Path) -> None:
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(bundle), name, "20"]) for name in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        fer_edge.load(bundle, runtime="null").close()  # readers are never held up, and see no half
+    assert [writer.returncode for writer in writers] == [0, 0]
+    expected = {f"{name}{k}" for name in "ab" for k in range(20) if k % 5 != 3} | {"rafdb7", "ferplus8"}
+    assert {ref.name for ref in open_bundle(bundle).manifest.label_sets} == expected
+    read_all(bundle)
+    assert {p.stem for p in (bundle / "labels").iterdir()} == expected
+
+
 def test_what_a_killed_writer_leaves_is_no_bundle(bundle: Path) -> None:
     (bundle / MANIFEST).rename(bundle / (MANIFEST + ".partial"))
     with refused(str(bundle)):
@@ -809,6 +1315,12 @@ def test_add_label_set(bundle: Path) -> None:
         *({"name": name} for name in ("../x", "", ".hidden", "a b", "a/b", "a\\b", "a\n", "ä", "..", "-", "a\0")),
         {"labels": ("calm", "calm")},
         {"labels": ("calm",)},
+        {"labels": ("calm",), "prompts": (("x",),), "constants": np.zeros((1, 256), np.float32)},
+        {"labels": ("calm", "ca\u200blm")},
+        {"labels": ("calm", "\u202emlac")},
+        {"labels": ("calm", " ")},
+        {"threshold": 1.5},
+        {"threshold": float("nan")},
         {"labels": (), "prompts": (), "constants": np.zeros((0, 1), np.float32)},
         {"labels": ("calm", "two\nlines")},
         {"labels": ("calm", "nul\0")},
@@ -830,3 +1342,48 @@ def test_nan_constants_are_refused(bundle: Path) -> None:
     new = mine(bundle)
     with pytest.raises(LabelError, match="finite"):
         add_label_set(open_bundle(bundle), replace(new, constants=new.constants * np.float32(np.nan)))
+
+
+def test_remove_label_set(bundle: Path) -> None:
+    before = snapshot(bundle)
+    opened = add_label_set(open_bundle(bundle), mine(bundle))
+    left = remove_label_set(opened, "mine")
+    assert snapshot(bundle) == before
+    assert left == open_bundle(bundle)
+    for name, says in (("ferplus8", "is the default label set"), ("mine", "has no label set 'mine'; it has ")):
+        with pytest.raises(LabelError, match=says) as caught:
+            remove_label_set(opened, name)
+        assert len(str(caught.value).splitlines()) == 1
+    assert snapshot(bundle) == before
+    new = mine(bundle)
+    remove_label_set(opened, "rafdb7")
+    assert sorted(before.keys() - snapshot(bundle).keys()) == ["labels/rafdb7.npz"]
+    read_all(bundle)
+    (bundle / "labels" / "mine.npz").write_bytes(b"left by a killed writer")
+    add_label_set(opened, new)
+    read_all(bundle)
+
+
+def test_a_bundle_that_cannot_be_written(bundle: Path) -> None:
+    """As another user's: one line that says so, and nothing has changed."""
+    new = mine(bundle)
+    before = snapshot(bundle)
+    code = """
+import resource, sys
+from fer_edge import BundleError
+from fer_edge.bundle import add_label_set, label_set, open_bundle
+from dataclasses import replace
+opened = open_bundle(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    add_label_set(opened, replace(label_set(opened, "rafdb7"), name="mine"))
+except BundleError as error:
+    print(error)
+"""
+    for limit in (1000, 9995):  # the label set, or the manifest after it, does not fit
+        command = [sys.executable, "-c", code, str(bundle), str(limit)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "cannot be written: File too large" in ran.stdout
+        assert len(ran.stdout.splitlines()) == 1
+        assert snapshot(bundle) == before
+    add_label_set(open_bundle(bundle), new)

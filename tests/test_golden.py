@@ -15,7 +15,7 @@ from fer_edge.bundle import MIN_CROPS, Golden, golden_set, label_set, open_bundl
 from fer_edge.classifier import DEFAULT_BUNDLE, choose_artefact, open_session
 from fer_edge.converters.convert import Plan, convert
 from fer_edge.engines import RUNTIMES
-from fer_edge.golden import BARS, compare, measure
+from fer_edge.golden import BARS, compare, measure, with_floors
 from fer_edge.labels import LabelSet
 from lab.random_clip import write_clip
 
@@ -165,7 +165,47 @@ def test_logits_of_another_label_set_are_a_miss() -> None:
     golden, seven = golden_set(opened), label_set(opened, "rafdb7")
     eight = label_set(opened, "ferplus8").logits(golden.features)
     short = compare(golden.features, eight, golden.features, seven).misses(BARS["int8"])
-    assert short == ["top1 agreement 0 is below 0.9"]
+    assert short == ["head difference 1 is above 0.02", "top1 agreement 0 is below 0.9"]
+
+
+@pytest.mark.parametrize("label", range(8))
+def test_a_changed_constant_of_any_label_is_seen(bundle: Path, label: int) -> None:
+    """Also of those that no golden crop shows: a tenth more of one vector, in a set that is signed again."""
+    opened = open_bundle(bundle)
+    golden, labels = golden_set(opened), label_set(opened, "ferplus8")
+    logits = labels.logits(golden.features)
+    constants = labels.constants.copy()
+    constants[label] *= 1.1
+    changed = compare(golden.features, logits, golden.features, replace(labels, constants=constants))
+    assert any(miss.startswith("head difference") for miss in changed.misses(BARS["fp32"]))
+    swapped = labels.constants[[*range(label), *range(label + 1, 8), label]] if label < 7 else labels.constants[::-1]
+    other = compare(golden.features, logits, golden.features, replace(labels, constants=swapped))
+    assert any(miss.startswith("head difference") for miss in other.misses(BARS["int8"]))
+
+
+def test_verify_sees_a_label_set_that_is_not_the_graphs(bundle: Path) -> None:
+    """Two rare labels change places, in a bundle whose hashes are right again."""
+    from fer_edge.bundle import write_label_set, write_manifest
+    from fer_edge.verify import verify
+
+    opened = open_bundle(bundle)
+    labels = label_set(opened, "ferplus8")
+    ref = write_label_set(bundle, replace(labels, constants=labels.constants[[0, 1, 2, 3, 4, 7, 6, 5]]))
+    refs = tuple(ref if r.name == ref.name else r for r in opened.manifest.label_sets)
+    write_manifest(bundle, replace(opened.manifest, label_sets=refs))
+    report = verify(open_bundle(bundle), ["litert"])
+    assert not report.files
+    assert [row.status for row in report.rows] == ["miss"]
+    assert "head difference" in report.rows[0].problem
+
+
+@pytest.mark.parametrize("precision", sorted(BARS))
+def test_no_manifest_lowers_a_bar(precision: str) -> None:
+    low = {name: 1e9 if name.endswith("difference") else -1e9 for name in BARS[precision]}
+    assert with_floors(low, precision) == with_floors({}, precision) == BARS[precision]
+    high = {name: 0.0 if name.endswith("difference") else 1.0 for name in BARS[precision]}
+    assert with_floors(high, precision) == high
+    assert with_floors({"of_the_future": 3.0}, precision) == {**BARS[precision], "of_the_future": 3.0}
 
 
 def test_the_bars_that_are_shown_are_those_that_were_applied(bundle: Path) -> None:
@@ -178,8 +218,9 @@ def test_the_bars_that_are_shown_are_those_that_were_applied(bundle: Path) -> No
     strict = replace(opened.manifest, golden=replace(opened.manifest.golden, thresholds=asked))
     report = verify(replace(opened, manifest=strict), ["litert"])
     assert not report.ok
-    assert report.as_json()["bars"] == {"int8": {"centred_cosine": 0.9999}}
-    assert "Bars of int8: centred cosine at least 0.9999." in verdict_text(report)
+    assert report.as_json()["bars"] == {"int8": {**BARS["int8"], "centred_cosine": 0.9999}}
+    assert "Bars of int8: centred cosine at least 0.9999, " in verdict_text(report)
+    assert "head difference at most 0.02" in verdict_text(report)
 
 
 def test_an_artefact_for_another_packages_runtime_is_not_checked_here(bundle: Path) -> None:

@@ -22,6 +22,8 @@ from fer_edge.labels import (
     SYNONYMS,
     LabelSet,
     built_in_prompts,
+    check_labels,
+    hidden_character,
     is_one_line,
     read_prompt_file,
     softmax,
@@ -181,6 +183,34 @@ def test_bad_prompt_files(tmp_path: Path, name: str, text: str) -> None:
     refused(tmp_path / name)
 
 
+HIDDEN = (
+    "\n\t\x1b\x7f\x85\u00ad\u034f\u061c\u115f\u180e\u200b\u200c\u200d\u200e\u200f\u2028\u202a\u202e"
+    "\u2060\u2066\u2069\u3164\ufe0f\ufeff\uffa0\U000e0041"
+)
+
+
+@pytest.mark.parametrize("c", HIDDEN, ids=lambda c: f"U+{ord(c):04X}")
+def test_characters_that_nobody_sees_are_refused_in_labels(tmp_path: Path, c: str) -> None:
+    """Two labels that look the same, or a line that reads backwards. In a prompt, joiners belong to the sentence."""
+    assert hidden_character(f"jo{c}y") == c
+    (tmp_path / "a.json").write_text(json.dumps({f"jo{c}y": "x", "joy": "y"}))
+    with pytest.raises(LabelError, match=f"U\\+{ord(c):04X}"):
+        read_prompt_file(tmp_path / "a.json")
+    refused(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("label", ["joy", "größte Ehrfurcht", "فرح", "שמחה", "喜び", "आनंद", "☺", "a-b_c d", "ö", "o\u0308"])
+def test_labels_of_any_script(label: str) -> None:
+    assert hidden_character(label) is None
+    check_labels((label, "other"), "here")
+
+
+def test_labels_that_make_no_set() -> None:
+    for labels, words in (((), "at least two labels"), (("joy",), "it has 1"), (("joy", "joy"), "'joy' comes twice")):
+        with pytest.raises(LabelError, match=f"here: .*{words}"):
+            check_labels(labels, "here")
+
+
 def refused(file: Path) -> None:
     """Reading the file is a LabelError of one line that names it."""
     with pytest.raises(LabelError) as caught:
@@ -221,7 +251,9 @@ def assert_one_line(message: str, file: Path) -> None:
 @FEW
 @given(
     table=st.dictionaries(
-        st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1).filter(str.strip),
+        st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"]), min_size=1).filter(
+            lambda label: label.strip() and hidden_character(label) is None
+        ),
         st.lists(
             st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1).filter(str.strip),
             min_size=1,
