@@ -24,6 +24,7 @@ from .console import (
     engine_options,
     labels_option,
     printable,
+    required_bundle,
     say,
     shortened,
     show,
@@ -182,7 +183,7 @@ LABEL_COMMANDS = {"add": ("fer_edge.converters.cli:labels_add", "Compile sentenc
 
 @cli.group(cls=Rooms, rooms=LABEL_COMMANDS, examples=("fer-edge labels list my-bundle/",))
 def labels() -> None:
-    """Label sets of a bundle: list them, add new ones."""
+    """Label sets of a bundle: list them, add new ones, remove some."""
 
 
 @labels.command("list", examples=("fer-edge labels list my-bundle/ --json",))
@@ -211,6 +212,21 @@ def labels_list(bundle: Path | None, as_json: bool) -> None:
         )
     else:
         show(table([[s.name + (" (default)" if s.name == default else ""), ", ".join(s.labels)] for s in sets]))
+
+
+@labels.command("remove", examples=("fer-edge labels remove my-bundle/ moods",))
+@required_bundle
+@click.argument("name")
+@common
+def labels_remove(bundle: Path, name: str, as_json: bool) -> None:
+    """Remove the label set NAME from BUNDLE. Its default one stays: it is baked into the models."""
+    from .bundle import open_bundle, remove_label_set
+
+    left = remove_label_set(open_bundle(bundle), name)
+    if as_json:
+        emit({"bundle": str(bundle), "name": name, "label_sets": [ref.name for ref in left.manifest.label_sets]})
+    else:
+        say(f"Removed the label set {name}. Left: {', '.join(ref.name for ref in left.manifest.label_sets)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

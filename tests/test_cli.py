@@ -106,7 +106,7 @@ def test_version() -> None:
 
 
 def test_the_promised_commands_are_there() -> None:
-    promised = {"doctor", "info", "predict", "verify", "convert", "labels list", "labels add", "evaluate"}
+    promised = {"doctor", "info", "predict", "verify", "convert", "labels list", "labels add", "labels remove", "evaluate"}
     assert promised <= set(IDS)
 
 
@@ -253,7 +253,8 @@ def test_a_bundle_may_be_named_by_b_everywhere() -> None:
 
 @pytest.mark.parametrize("path", PLACED, ids=" ".join)
 def test_two_different_bundles_are_refused(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    last = {"labels add": ["x.toml", "--text-encoder", "x"]}.get(" ".join(path), [])
+    arguments = {"labels add": ["x.toml", "--text-encoder", "x"], "labels remove": ["moods"]}
+    last = arguments.get(" ".join(path), [])
     done = here(capsys, *path, "one", *last, "-b", "other")
     assert_one_line(done, "two bundles", "one", "other")
 
@@ -811,6 +812,20 @@ def test_verify_json() -> None:
             assert (row["status"], row["problem"]) == ("ok", "")
             assert set(row["parity"]) >= {"centred_cosine", "self_retrieval", "top1_agreement", "score_difference"}
             assert row["parity"]["finite"] is row["parity"]["repeatable"] is True
+
+
+def test_labels_remove(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "labels", "remove", bundle, "ferplus8", "--json")
+    assert (done.code, done.out) == (2, "")
+    assert "'ferplus8' is the default label set" in done.err
+    assert len(done.err.splitlines()) == 1
+    done = here(capsys, "labels", "remove", bundle, "rafdb7", "--json")
+    assert done.code == 0
+    assert done.json == [{"bundle": str(bundle), "name": "rafdb7", "label_sets": ["ferplus8"]}]
+    done = here(capsys, "labels", "remove", "-b", bundle, "rafdb7")
+    assert done.code == 2
+    assert "has no label set 'rafdb7'; it has ferplus8" in done.err
+    assert here(capsys, "labels", "remove", "ferplus8").code == 2  # no bundle is changed that nobody named
 
 
 @pytest.mark.parametrize("engine", ENGINES)
