@@ -27,7 +27,7 @@ from fer_edge.converters.graph import class_constants, fold
 from fer_edge.converters.sources import read_projection
 from fer_edge.doctor import cpu, saturates
 from fer_edge.labels import LABEL_SETS
-from fer_edge.runtime import Options, load_runtime
+from fer_edge.runtime import open_model
 from lab.random_clip import write_clip, write_head
 
 
@@ -412,10 +412,9 @@ def test_the_graphs_own_logits_are_the_formula_on_its_feature(runtime: str, clip
     bundle = convert(str(clip), tmp_path / "b", plan)
     labels = label_set(bundle, bundle.manifest.default_labels)
     crops = np.random.default_rng(0).integers(0, 256, (8, 1, 32, 32, 3), dtype=np.uint8)
-    adapter = load_runtime(runtime)
     for artefact in bundle.manifest.artefacts:
         files = [bundle.folder / file.path for file in artefact.files]
-        session = adapter.open(files, Options(artefact.precision, "CPU", 1, None))
+        session = open_model(runtime, files, artefact.precision, "CPU", 1)
         try:
             for crop in crops:
                 feature, logits = session.run(crop)

@@ -338,6 +338,10 @@ def test_vectors_from_a_file(models: Path, faces: Path, tmp_path: Path, capfd: p
     pairs = read_pairs(tmp_path / "c")
     expected = torch.nn.functional.normalize(table[[names.index(row.path) for row in pairs.rows]], dim=-1)
     torch.testing.assert_close(pairs.llm, expected)
+    for wrong, says in (([*names[:-1], names[0]], f"names the face '{names[0]}' twice"), ("x", "no JSON list")):
+        save_file({"features": table}, tmp_path / "w.safetensors", metadata={"paths": json.dumps(wrong)})
+        with pytest.raises(fer_edge.ConversionError, match=says):
+            sources.vectors_source(tmp_path / "w.safetensors")
     save_file({"features": table[1:]}, tmp_path / "y.safetensors", metadata={"paths": json.dumps(names[1:])})
     less = sources.vectors_source(tmp_path / "y.safetensors")
     with pytest.raises(fer_edge.ConversionError, match=f"first is {names[0]}"):
@@ -372,6 +376,9 @@ def test_descriptions_from_a_file(faces: Path, tmp_path: Path) -> None:
         file.write_text(bad)
         with pytest.raises(fer_edge.ConversionError, match="line 1"):
             sources.descriptions_source(file, str(model))
+    file.write_text('{"path": "a", "text": "a smile"}\n{"path": "a", "text": "a frown"}\n')
+    with pytest.raises(fer_edge.ConversionError, match="line 2 describes 'a' a second time"):
+        sources.descriptions_source(file, str(model))
     file.write_text(json.dumps({"path": "a", "text": "raised\u2028brows\x85"}, ensure_ascii=False), encoding="utf-8")
     assert sources.descriptions_source(file, str(model)).side.dim == 384
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def vectors_source(file: Path) -> Source:
             f"{file} is no file of LLM features ({type(error).__name__}): safetensors with a tensor 'features' (n, P) and, "
             "in its header, 'paths', a JSON list of the faces' names"
         ) from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConversionError(f"{file}: 'paths' in its header is no JSON list of the faces' names")
     if table.ndim != 2 or len(table) != len(names):
         raise ConversionError(f"{file} has {len(names)} paths and features of shape {tuple(table.shape)}")
     return _table(file, names, F.normalize(table, dim=-1).numpy(), {"kind": "vectors"})
@@ -51,7 +54,10 @@ def descriptions_source(file: Path, text_model: str) -> Source:
             if entry is not None:
                 if not isinstance(entry["text"], str) or not entry["text"].strip():
                     raise ValueError("no text")
-                told[str(entry["path"])] = entry["text"]
+                name = str(entry["path"])
+                if name in told:
+                    raise ConversionError(f"{file}, line {number} describes {name!r} a second time; keep one of the two")
+                told[name] = entry["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConversionError(f'{file}, line {number} is not {{"path": ..., "text": ...}}') from error
     if not told:
@@ -66,6 +72,9 @@ def descriptions_source(file: Path, text_model: str) -> Source:
 
 def _table(file: Path, names: Sequence[str], vectors: NDArray[np.float32], settings: Mapping[str, str]) -> Source:
     known = {name: i for i, name in enumerate(names)}
+    if len(known) != len(names):
+        again = next(name for name, count in Counter(names).items() if count > 1)
+        raise ConversionError(f"{file} names the face {again!r} twice; which of its rows is meant?")
     sha = file_ref(file.parent, file.name).sha256
 
     def features(pictures: Sequence[ImageLike], faces: Sequence[str]) -> NDArray[np.float32]:
