@@ -100,12 +100,15 @@ class Served:
 def _child(python: str) -> Iterator[tuple[Callable[[Any], None], Callable[[], dict[str, Any]]]]:
     """(send, receive) of a worker process, which is ended when the block ends.
 
-    Its stderr goes to a file: nobody reads it while the process works, and a full pipe would stop an engine that talks."""
+    Its temporary files go with it. Its stderr goes to a file: nobody reads it while the process works, and a full pipe
+    would stop an engine that talks."""
     pipe, environment = subprocess.PIPE, dict(os.environ)
     if python != sys.executable:
         environment.pop("PYTHONPATH", None)  # it names this build's folders, not the other one's
     command = [python, "-c", START]
     with ExitStack() as stack:
+        # A process that is ended cannot clear away what LoadGen wrote.
+        environment["TMPDIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="fer-edge-"))
         errors = stack.enter_context(tempfile.TemporaryFile())
         try:
             started = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment)

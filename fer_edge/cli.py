@@ -105,7 +105,7 @@ def predict(images: tuple[str, ...], box: Any, margin: float, bundle: Path | Non
                 if click.get_current_context().obj:
                     say(traceback.format_exc().rstrip())
                 text = str(error) if image in str(error) else f"{image}: {error}"
-                emit({"image": image, "error": str(error)}) if as_json else say(f"Error: {text}")
+                emit({"image": image, "error": str(error)}) if as_json else say(f"Error: {printable(text)}")
                 continue
             if as_json:
                 emit({"image": image, "label": result.label, "scores": result.scores, **ran})

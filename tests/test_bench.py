@@ -335,22 +335,24 @@ def children(process: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def test_a_run_that_is_killed_takes_its_workers_along() -> None:
-    """SIGTERM leaves no time to end them; they see that they are alone."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_a_run_that_is_ended_takes_its_workers_along(number: int, tmp_path: Path) -> None:
+    """By SIGTERM with all their temporary files; SIGKILL leaves no time to end them, but they see that they are alone."""
     tool = Path(sys.executable).with_name("fer-edge")
-    parent = subprocess.Popen(
-        [tool, "bench", "--runtime", "null", "--device", "spin:1", "--seconds", "60"], stdout=subprocess.DEVNULL
-    )
+    options = ["--runtime", "null", "--device", "spin:1", "--seconds", "60"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen([tool, "bench", *options], stdout=subprocess.DEVNULL, env=environment)
     end = time.monotonic() + 60
     while not (workers := children(parent.pid)) and time.monotonic() < end:
         time.sleep(0.1)
     assert workers
     time.sleep(1.0)
-    parent.terminate()
-    parent.wait(10)
+    parent.send_signal(number)
+    assert parent.wait(10) == (143 if number == signal.SIGTERM else -number)
     while any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers) and time.monotonic() < end:
         time.sleep(0.1)
     assert not [pid for pid in workers if Path(f"/proc/{pid}/cmdline").exists()]
+    assert number == signal.SIGKILL or not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_missing_is_said_so(bundle: Path) -> None:
