@@ -106,6 +106,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
         "fer-edge bench my-bundle/ --runtime onnxruntime --threads 1,2 --seconds 5",
         "fer-edge bench --sustained 30m --runtime openvino",
     ),
+    needs=dict.fromkeys(("truth", "classes", "recursive"), "accuracy"),
 )
 @bundle_argument
 @_options

@@ -71,7 +71,8 @@ def cli() -> None:
     examples=(
         "fer-edge predict face.jpg other.png --json",
         "fer-edge predict photo.jpg --box 168,56,112,112 --labels rafdb7",
-    )
+    ),
+    needs={"margin": "box"},
 )
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @bundle_option

@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
@@ -24,20 +24,39 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Command(click.Command):
-    """A command as all of ours are: its help ends with ``examples`` (lines as they are typed), and an option that takes one
-    value refuses a second one, where click would drop the first without a word."""
+    """A command as all of ours are. Its help ends with ``examples`` (lines as they are typed).
 
-    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+    Nothing that was typed is dropped without a word, as click drops it: an option that takes one value refuses a second
+    one, an empty text (a shell's variable that is not set) is no value, and an option of ``needs`` (name -> name of another)
+    is refused without the other one."""
+
+    def __init__(
+        self, *args: Any, examples: Sequence[str] = (), needs: Mapping[str, str] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.examples = tuple(examples)
+        self.examples, self.needs = tuple(examples), dict(needs or {})
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing and (args or not self.no_args_is_help):
-            _, _, given = self.make_parser(ctx).parse_args(list(args))
-            for option in given:
-                if isinstance(option, click.Option) and given.count(option) > 1 and _takes_one(option):
-                    raise click.UsageError(f"{' / '.join(option.opts)} is given twice; it takes one value", ctx)
-        return super().parse_args(ctx, args)
+        try:
+            if not ctx.resilient_parsing and (args or not self.no_args_is_help):
+                values, _, given = self.make_parser(ctx).parse_args(list(args))
+                self._check(values, given, ctx)
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # whose --help helps
+            raise
+
+    def _check(self, values: Mapping[str, Any], given: Sequence[click.Parameter], ctx: click.Context) -> None:
+        named = {param.name: " / ".join(param.opts) for param in given if isinstance(param, click.Option)}
+        for param in given:
+            name = named.get(param.name) or f"argument {param.human_readable_name}"
+            value = values.get(str(param.name))
+            if "" in (value if isinstance(value, (list, tuple)) else (value,)):
+                ctx.fail(f"{name} is empty; a shell's variable may not be set")
+            if isinstance(param, click.Option) and given.count(param) > 1 and _takes_one(param):
+                ctx.fail(f"{name} is given twice; it takes one value")
+            if param.name in named and self.needs.get(str(param.name), param.name) not in named:
+                ctx.fail(f"{name} goes with --{self.needs[str(param.name)].replace('_', '-')}")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_epilog(ctx, formatter)
@@ -175,7 +194,7 @@ def _bundle_argument(command: F, required: bool) -> F:
             ctx.fail(f"two bundles are named, {placed[0]} and -b {named}; name one")
         bundle = placed[0] if placed else named
         if bundle is None and required and not ctx.resilient_parsing:
-            raise click.MissingParameter(ctx=ctx, param=param)
+            raise click.MissingParameter("name it first, or with -b", ctx=ctx, param=param)
         return bundle
 
     path = click.Path(path_type=Path)

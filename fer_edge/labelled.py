@@ -34,6 +34,10 @@ def read_faces(data: Path, truth: str | None = None, classes: str | None = None,
 
     Raises UsageError when ``data`` is neither, or the members do not fit."""
     if data.is_dir():
+        if truth is not None or classes is not None:
+            raise UsageError(
+                f"{data} is a folder: its folders are the classes, and --truth and --classes are for an npz file"
+            )
         return _read_folders(data, recursive)
     if not data.is_file():
         raise UsageError(f"{data} does not exist")

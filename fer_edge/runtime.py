@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from .container import container_limits
 from .engines import engine_of, installed_engine
-from .errors import BundleError, EngineError, FerEdgeError
+from .errors import BundleError, EngineError, FerEdgeError, UsageError
 
 T = TypeVar("T")
 
 PRECISIONS = ("int8", "fp16", "fp32")
 """Which precision is taken when none is named: the first that the bundle has for the runtime."""
+
+MAX_THREADS = 1024
+"""More than any box of ours has processors; engines make as many threads as they are told, until the memory is gone."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,10 @@ def open_model(
 ) -> Session:
     """Open an artefact's files, the first one first, in the engine of a runtime; ``device`` None: the engine's CPU.
 
-    Raises EngineError or MissingExtraError, and BundleError when what was opened is not of the ``expected`` signature."""
+    Raises EngineError, MissingExtraError or UsageError, and BundleError when what was opened is not of the ``expected``
+    signature."""
+    if threads > MAX_THREADS:
+        raise UsageError(f"no engine works with {threads} threads; the limit is {MAX_THREADS}")
     adapter, engine = load_runtime(runtime), engine_of(runtime)
     suffixes = engine.suffixes
     if suffixes and tuple(Path(file).suffix for file in files) != suffixes:

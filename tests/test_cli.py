@@ -226,6 +226,49 @@ def test_an_option_given_twice_is_refused(
         assert_one_line(here(capsys, *path, *twice), name, "given twice", f"fer-edge {' '.join(path)} --help")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", ""],
+        ["predict", "x.png", ""],
+        ["predict", "x.png", "-b", ""],
+        ["verify", "--runtime="],
+        ["bench", "-o", ""],
+        ["bench", "--runtime", "litert", "--runtime", ""],
+        ["convert", "x", "-o", ""],
+        ["labels", "add", "b", "", "--text-encoder", "x"],
+    ],
+)
+def test_an_empty_text_is_no_value(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """``-b "$BUNDLE"`` in a script where it is not set: it would mean the folder that one stands in."""
+    command = " ".join(word for word in arguments[:2] if word in ("labels", "add") or word == arguments[0])
+    assert_one_line(here(capsys, *arguments), "is empty", f"fer-edge {command} --help")
+
+
+@pytest.mark.parametrize(
+    ("path", "option", "needed"),
+    [(path, option, needed) for path, command in LEAVES for option, needed in getattr(command, "needs", {}).items()],
+)
+def test_an_option_that_would_say_nothing_is_refused(
+    path: tuple[str, ...], option: str, needed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = dict(LEAVES)[path]
+    by_name = {param.name: param for param in command.params}
+    assert isinstance(by_name[needed], click.Option)
+    assert isinstance(by_name[option], click.Option)
+    value = [] if by_name[option].is_flag else ["1"]
+    assert_one_line(here(capsys, *path, f"--{option}", *value), f"--{option} goes with --{needed}")
+
+
+def test_members_of_an_npz_say_nothing_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_one_line(here(capsys, "evaluate", tmp_path, "--truth", "x"), "--truth", "npz")
+
+
+def test_a_line_that_ends_too_early_names_the_commands_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert_one_line(here(capsys, "info", "-b"), "requires an argument", "fer-edge info --help")
+    assert_one_line(here(capsys, "labels", "list", "--nope"), "--nope", "fer-edge labels list --help")
+
+
 def test_flags_and_repeatable_options_may_come_twice(portrait: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert here(capsys, "info", "--json", "--json").code == 0
     done = here(capsys, "predict", portrait, portrait, "--runtime", "null")
@@ -380,7 +423,7 @@ def test_too_little_memory_is_no_bug(
 
 
 def signalled(code: str, *signals: int, before: Callable[[], None] | None = None, **environment: str) -> Outcome:
-    """What a Python program leaves that says when it is ready, and then gets these signals."""
+    """What a Python program leaves that gets these signals, each when it says that it is ready."""
     command = [sys.executable, "-c", code]
     child = subprocess.Popen(
         command,
@@ -391,8 +434,8 @@ def signalled(code: str, *signals: int, before: Callable[[], None] | None = None
         preexec_fn=before,
     )
     assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
     for number in signals:
+        assert child.stdout.readline() == "ready\n"
         child.send_signal(number)
     out, err = child.communicate(timeout=60)
     return Outcome(child.returncode, out, err)
@@ -400,8 +443,8 @@ def signalled(code: str, *signals: int, before: Callable[[], None] | None = None
 
 SLOW_IMPORT = """
 import time
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     {answer}
@@ -429,7 +472,9 @@ with stoppable(), staged(Path({target!r})) as folder:
         print("ready", flush=True)
         time.sleep(60)
     finally:
+        print("ready", flush=True)
         time.sleep(0.3)
+        print("cleared away")
 """
 
 
@@ -445,14 +490,15 @@ with stoppable(), staged(Path({target!r})) as folder:
 )
 def test_a_signal_leaves_no_litter(signals: list[int], code: int, words: str, tmp_path: Path) -> None:
     done = signalled(STAGING.format(target=str(tmp_path / "bundle")), *signals)
-    assert done == Outcome(code, "", words)
+    assert (done.code, done.err) == (code, words)
+    assert done.out.endswith("cleared away\n")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nohup_is_kept(tmp_path: Path) -> None:
     code = STAGING.format(target=str(tmp_path / "bundle")).replace("time.sleep(60)", "time.sleep(1)")
     done = signalled(code, signal.SIGHUP, before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None)
-    assert done == Outcome(0, "", "")
+    assert (done.code, done.err) == (0, "")
     assert (tmp_path / "bundle").is_dir()
 
 
@@ -619,6 +665,7 @@ BAD_PREDICTIONS = [
     (["--box", "a,b,c,d"], ["--box", "x,y,width,height"]),
     (["--margin", "-1"], ["--margin"]),
     (["--threads", "0"], ["--threads"]),
+    (["--threads", "99999"], ["99999 threads", "1024"]),
     (["--labels", "nope"], ["'nope'", "ferplus8", "rafdb7"]),
     (["--runtime", "nope"], ["'nope'", *RUNTIMES]),
     (["--precision", "fp64"], ["--precision", "int8"]),

@@ -135,6 +135,7 @@ def fit(cache: Path, output: Path, threads: int | None, as_json: bool, **options
         "fer-edge transfer report cache/ --faces faces/ -o pilot.html \\",
         "  --encoder openai/clip-vit-base-patch32 --labelled labelled/",
     ),
+    needs=dict.fromkeys(("truth", "classes", "recursive"), "labelled"),
 )
 @click.argument("cache", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
