@@ -4,33 +4,55 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from . import runtime as rt
 from .arguments import checked
 from .bundle import Bundle, artefact_contents, check_label_sets, checked_bytes, golden_set, label_set, read_settled
+from .decode import MAX_PIXELS
 from .engines import RUNTIMES, installed, installed_engine, preferred_order
 from .errors import BundleError, EngineError, ImageError, MissingExtraError, UsageError
-from .image import Box, ImageLike, to_input
+from .image import Box, ImageLike, Shape, several, to_input, to_inputs
 from .labels import LabelSet
-from .manifest import Artefact
+from .manifest import Artefact, InputSpec
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """``label``: the most probable one; ``scores``: label -> probability, in the label set's order, summing to 1."""
+    """``label``: the most probable one; ``scores``: label -> probability, in the label set's order, summing to 1;
+    ``certain``: whether the label's probability reaches the label set's threshold (always, where it has none)."""
 
     label: str
     scores: dict[str, float]
+    certain: bool = True
+
+    def __hash__(self) -> int:
+        return hash((self.label, tuple(self.scores.items()), self.certain))
+
+    @property
+    def score(self) -> float:
+        """The label's probability."""
+        return self.scores[self.label]
+
+    @checked()
+    def top(self, n: int = 3) -> list[tuple[str, float]]:
+        """The ``n`` most probable labels with their probabilities, the most probable first; all, if there are fewer."""
+        if n < 1:
+            raise UsageError(f"n must be at least 1; got {n}")
+        return sorted(self.scores.items(), key=lambda item: -item[1])[:n]
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"label", "score", "scores", "certain"}, ready for JSON."""
+        return {"label": self.label, "score": self.score, "scores": dict(self.scores), "certain": self.certain}
 
 
 class Classifier:
@@ -65,33 +87,67 @@ class Classifier:
         return self._set.name
 
     @checked("image")
-    def predict(self, image: ImageLike, box: Box | None = None, margin: float = 0.0) -> Prediction:
-        """Classify one face crop.
+    def predict(
+        self,
+        image: ImageLike,
+        box: Box | None = None,
+        margin: float = 0.0,
+        *,
+        shape: Shape = "square",
+        max_pixels: int = MAX_PIXELS,
+    ) -> Prediction:
+        """Classify one face.
 
-        ``image``: a path, a PIL image, or a uint8 array (H, W, 3) RGB or (H, W) gray. The whole picture is taken to be
-        one face; it cannot be told from a landscape, so crop first or give ``box`` = (x, y, width, height) in pixels,
-        widened on every side by ``margin`` (a fraction of its size; 0 = the box itself). Raises ImageError, or
-        EngineError when the engine answers with NaN."""
-        return self._prediction(self._feature(image, box, margin))
+        ``image``: a path, the bytes of an image file, a file open for reading, a PIL image, or a uint8 array (H, W, 3) RGB,
+        (H, W, 4) RGBA or (H, W) gray. **OpenCV's frames are BGR**: pass ``cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)``; with
+        red and blue exchanged the answer is wrong and nothing can tell. Transparent pixels are laid on white.
+
+        The whole picture is taken to be one face; it cannot be told from a landscape, so crop first or give ``box`` = (x,
+        y, width, height) in pixels, as a detector gives it. What is cut is a square round its centre, its side the longer
+        side of the box times the bundle's ``crop.scale``; it may leave the picture, whose edge pixels are then repeated.
+        ``margin`` widens the box on every side first (a fraction of its size). ``shape="box"`` cuts the box as it is and
+        stretches it; it must lie inside the picture. ``max_pixels``: larger pictures are decoded smaller (JPEG, JPEG 2000)
+        or refused; 9 bytes of memory each.
+
+        Raises ImageError; UsageError for a margin or shape without a box; EngineError when the engine answers with NaN."""
+        if box is not None:
+            return self._predictions(image, [box], margin, shape, max_pixels)[0]
+        return self._prediction(self._feature(image, margin, shape, max_pixels))
+
+    @checked("image")
+    def predict_boxes(
+        self,
+        image: ImageLike,
+        boxes: Iterable[Box],
+        margin: float = 0.0,
+        *,
+        shape: Shape = "square",
+        max_pixels: int = MAX_PIXELS,
+    ) -> list[Prediction]:
+        """Classify several faces of one photo: the same answers as :meth:`predict` with each ``box``, but the photo is
+        decoded once. No boxes give no answers. An ImageError names the box that does not fit, as ``boxes[3]``."""
+        return self._predictions(image, list(boxes), margin, shape, max_pixels)
 
     @checked()
-    def predict_batch(self, images: Iterable[ImageLike]) -> list[Prediction]:
-        """Classify several face crops, one after the other (artefacts have a static batch of 1)."""
-        self._alive()
-        return [self._prediction(self._feature(image)) for image in _several(images)]
+    def predict_batch(self, images: Iterable[ImageLike], *, max_pixels: int = MAX_PIXELS) -> list[Prediction]:
+        """Classify several face crops, one after the other (artefacts have a static batch of 1). An ImageError names the
+        image that cannot be read, as ``images[3]``."""
+        return [self._prediction(feature) for feature in self._features(images, "images", max_pixels)]
 
     @checked()
-    def predict_clip(self, frames: Iterable[ImageLike]) -> Prediction:
+    def predict_clip(self, frames: Iterable[ImageLike], *, max_pixels: int = MAX_PIXELS) -> Prediction:
         """Classify a video: the mean of the unnormalised features of **every** frame given (Exp-CLIP
         ``models/Exp_CLIP.py``, Dynamic_FER); ``fer_edge.sample_frames(video, 16)`` picks the paper's frames. Raises
-        ImageError without any frame."""
-        return self._prediction(self.features(frames).mean(0, dtype=np.float64).astype(np.float32))
+        ImageError without any frame, and names a frame that cannot be read, as ``frames[3]``."""
+        rows = list(self._features(frames, "frames", max_pixels))
+        if not rows:
+            raise ImageError("there is no frame to look at")
+        return self._prediction(np.stack(rows).mean(0, dtype=np.float64).astype(np.float32))
 
     @checked()
-    def features(self, images: Iterable[ImageLike]) -> NDArray[np.float32]:
+    def features(self, images: Iterable[ImageLike], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
         """Features (N, D) float32, before normalisation. Raises ImageError when there is no image."""
-        self._alive()
-        rows = [self._feature(image) for image in _several(images)]
+        rows = list(self._features(images, "images", max_pixels))
         if not rows:
             raise ImageError("there is no image to look at")
         return np.stack(rows)
@@ -124,10 +180,30 @@ class Classifier:
             raise UsageError("this classifier is closed; call fer_edge.load again")
         return self._session
 
-    def _feature(self, image: ImageLike, box: Box | None = None, margin: float = 0.0) -> NDArray[np.float32]:
+    def _feature(self, image: ImageLike, margin: float, shape: Shape, max_pixels: int) -> NDArray[np.float32]:
         self._alive()  # before the image: a closed classifier says so, whatever it is given
         spec = self.bundle.manifest.input
-        crop = to_input(image, spec.size, spec.color, box, margin)
+        return self._run(to_input(image, spec.size, spec.color, None, margin, shape=shape, max_pixels=max_pixels))
+
+    def _features(self, images: Iterable[ImageLike], name: str, max_pixels: int) -> Iterator[NDArray[np.float32]]:
+        self._alive()
+        for i, image in enumerate(several(images, name)):
+            try:
+                yield self._feature(image, 0.0, "square", max_pixels)
+            except ImageError as error:
+                raise ImageError(f"{name}[{i}]: {error}") from error
+
+    def _predictions(
+        self, image: ImageLike, boxes: list[Box], margin: float, shape: Shape, max_pixels: int
+    ) -> list[Prediction]:
+        self._alive()
+        spec = self.bundle.manifest.input
+        crops = to_inputs(
+            image, spec.size, spec.color, boxes, margin, shape=shape, scale=crop_scale(spec), max_pixels=max_pixels
+        )
+        return [self._prediction(self._run(crop)) for crop in crops]
+
+    def _run(self, crop: NDArray[np.uint8]) -> NDArray[np.float32]:
         with self._lock:
             feature, _ = rt.run(self._alive(), crop[None])
         if not np.isfinite(feature).all():
@@ -136,7 +212,17 @@ class Classifier:
 
     def _prediction(self, feature: NDArray[np.float32]) -> Prediction:
         scores = self._set.score_one(feature)
-        return Prediction(self._set.labels[scores.index(max(scores))], dict(zip(self._set.labels, scores, strict=True)))
+        best = max(scores)
+        return Prediction(
+            self._set.labels[scores.index(best)],
+            dict(zip(self._set.labels, scores, strict=True)),
+            best >= getattr(self._set, "threshold", 0.0),
+        )
+
+
+def crop_scale(spec: InputSpec) -> float:
+    """Side of the square that is cut for a box, in longer sides of the box: ``crop.scale`` of the manifest."""
+    return float(getattr(getattr(spec, "crop", None), "scale", 1.0))
 
 
 @checked()
@@ -228,14 +314,3 @@ def open_session(
     sizes = (*manifest.input.size, manifest.input.channels, manifest.feature_dim, labels if artefact else 0)
     precision = artefact.precision if artefact else "fp32"
     return rt.open_model(runtime, files, precision, device, threads, execution_precision, rt.signature(*sizes))
-
-
-def _several(images: Iterable[ImageLike]) -> Iterable[ImageLike]:
-    one = isinstance(images, (str, os.PathLike, Image.Image))
-    if isinstance(images, np.ndarray):  # (H, W, 3) is one photo: taken as a stack, its rows would pass as gray images
-        one = images.ndim < 3 or (images.ndim == 3 and images.shape[2] in (1, 3, 4))
-    if one:
-        raise UsageError(
-            "expected several images (a list or an array of them), got one; for a video file: fer_edge.sample_frames(path)"
-        )
-    return images

@@ -30,7 +30,8 @@ from .console import (
     show,
     status,
 )
-from .errors import FerEdgeError, ImageError, IntegrityError
+from .decode import MAX_PIXELS
+from .errors import FerEdgeError, ImageError, IntegrityError, UsageError
 from .process import BROKEN_PIPE, OutputError, standard_streams, stoppable
 
 ROOM_COMMANDS = {
@@ -78,8 +79,10 @@ def cli() -> None:
 @bundle_option
 @click.option(
     "--box",
+    "boxes",
     type=Box(),
-    help="The face in the photo: left, top, width, height in pixels. Default: the whole picture is one face.",
+    multiple=True,
+    help="A face in the photo: left, top, width, height in pixels; once for each face. Default: the whole picture is one.",
 )
 @click.option(
     "--margin",
@@ -88,19 +91,41 @@ def cli() -> None:
     show_default=True,
     help="Widen the box on every side by this share of its size, as 0.1 for 10%.",
 )
+@click.option(
+    "--shape",
+    type=click.Choice(["square", "box"]),
+    default="square",
+    show_default=True,
+    help="Cut a square round the box's centre, or the box as it is, which the model then sees stretched.",
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=MAX_PIXELS,
+    show_default=True,
+    help="Larger pictures are decoded smaller, or refused; 9 bytes of memory each.",
+)
 @labels_option
 @engine_options
 @common
-def predict(images: tuple[str, ...], box: Any, margin: float, bundle: Path | None, as_json: bool, **options: Any) -> None:
-    """Label face crops, or the face in --box of a photo."""
+def predict(images: tuple[str, ...], boxes: tuple[Any, ...], bundle: Path | None, as_json: bool, **options: Any) -> None:
+    """Label face crops, or the faces in --box of a photo. An IMAGE of - is read from standard input."""
     from .classifier import load
 
+    cut = {name: options.pop(name) for name in ("margin", "shape")}
+    if not boxes and (cut["margin"] or cut["shape"] != "square"):
+        raise UsageError("--margin and --shape say how a box is cut: give --box as well")
+    most = options.pop("max_pixels")
     failed = 0
     with load(bundle, **options) as clf:
         ran = {"runtime": clf.runtime, "device": clf.device, "precision": clf.precision}
         for image in images:
+            source = sys.stdin.buffer if image == "-" else image
             try:
-                result = clf.predict(image, box=box, margin=margin)
+                if boxes:
+                    results = clf.predict_boxes(source, boxes, max_pixels=most, **cut)
+                else:
+                    results = [clf.predict(source, max_pixels=most)]
             except ImageError as error:
                 failed += 1
                 if click.get_current_context().obj:
@@ -108,12 +133,14 @@ def predict(images: tuple[str, ...], box: Any, margin: float, bundle: Path | Non
                 text = str(error) if image in str(error) else f"{image}: {error}"
                 emit({"image": image, "error": str(error)}) if as_json else say(f"Error: {printable(text)}")
                 continue
-            if as_json:
-                emit({"image": image, "label": result.label, "scores": result.scores, **ran})
-            else:
-                ranked = sorted(result.scores.items(), key=lambda item: -item[1])
-                shown = ", ".join(f"{name} {score:.1%}" for name, score in ranked[:3])
-                show(f"{printable(image)}: {shown}")
+            for i, result in enumerate(results):
+                box = {"box": list(boxes[i])} if len(boxes) > 1 else {}
+                if as_json:
+                    emit({"image": image, **box, "label": result.label, "scores": result.scores, **ran})
+                else:
+                    shown = ", ".join(f"{name} {score:.1%}" for name, score in result.top(3))
+                    place = f" [{','.join(f'{v:g}' for v in boxes[i])}]" if box else ""
+                    show(f"{printable(image)}{place}: {shown}")
         if not as_json and failed < len(images):
             computed = f"{clf.precision} artefact computed in {clf.execution_precision}"
             say(f"({clf.engine}, {computed} on {clf.device}, labels {clf.label_set})")

@@ -582,6 +582,51 @@ def test_margin_widens_the_box(portrait: Path, capsys: pytest.CaptureFixture[str
     assert wide["scores"] == same["scores"] != plain["scores"]
 
 
+def test_several_boxes_give_several_answers(portrait: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line for each, with its box; never the last one alone."""
+    boxes = ["400,300,150,90", BOX, "0,0,512,512"]
+    options = [part for box in boxes for part in ("--box", box)]
+    done = here(capsys, "predict", portrait, portrait, *options, "--json")
+    assert done.code == 0
+    assert [row["box"] for row in done.json] == 2 * [[float(v) for v in box.split(",")] for box in boxes]
+    for row, box in zip(done.json, 2 * boxes, strict=True):
+        (alone,) = here(capsys, "predict", portrait, "--box", box, "--json").json
+        assert {name: value for name, value in row.items() if name != "box"} == alone
+    told = here(capsys, "predict", portrait, *options).out.splitlines()
+    assert [line.startswith(f"{portrait} [{box}]: ") for line, box in zip(told, boxes, strict=True)] == [True] * 3
+    wrong = here(capsys, "predict", portrait, *options, "--box", "600,1,9,9", "--json")
+    assert wrong.code == 2
+    assert [("boxes[3]" in row["error"], row["image"]) for row in wrong.json] == [(True, str(portrait))]
+
+
+def test_shape_box_is_the_stretch(portrait: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tall = ["predict", portrait, "--box", "160,40,128,150", "--json"]
+    (square,), (stretched,) = here(capsys, *tall).json, here(capsys, *tall, "--shape", "box").json
+    with fer_edge.load() as clf:
+        assert square["scores"] == clf.predict(portrait, box=(149, 40, 150, 150)).scores
+        assert stretched["scores"] == clf.predict(portrait, box=(160, 40, 128, 150), shape="box").scores
+
+
+def test_an_image_from_standard_input(portrait: Path) -> None:
+    command = [sys.executable, "-c", "from fer_edge.cli import main; main()", "predict"]
+    for options in ([], ["--box", BOX]):
+        done = subprocess.run([*command, "-", *options, "--json"], input=portrait.read_bytes(), capture_output=True)
+        row = json.loads(done.stdout)
+        assert (done.returncode, row.pop("image")) == (0, "-")
+        expected = shell("predict", portrait, *options, "--json").json[0]
+        assert row == {name: value for name, value in expected.items() if name != "image"}
+    nothing = subprocess.run([*command, "-"], input=b"", capture_output=True, text=False)
+    assert nothing.returncode == 2
+    assert nothing.stderr.decode().splitlines() == ["Error: -: <stdin> has nothing to read"]
+
+
+def test_a_larger_picture_needs_an_option(portrait: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = here(capsys, "predict", portrait, "--max-pixels", "10000")
+    assert (done.code, len(done.err.splitlines())) == (2, 1)
+    assert "raise max_pixels" in done.err
+    assert here(capsys, "predict", portrait, "--max-pixels", "300000").code == 0
+
+
 def test_labels_chooses_the_set(portrait: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = here(capsys, "predict", portrait, "--box", BOX, "--labels", "rafdb7", "--json").json
     assert list(found["scores"]) == ["happiness", "sadness", "neutral", "anger", "surprise", "disgust", "fear"]
@@ -636,10 +681,11 @@ def test_one_unreadable_image_does_not_stop_the_others(
 
 
 def test_a_box_outside_names_the_image_and_the_size(portrait: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = here(capsys, "predict", portrait, "--box", "500,500,100,100")
-    assert done.code == 2
-    assert str(portrait) in done.err
-    assert "512 x 512" in done.err
+    for options in (["--box", "512,500,100,100"], ["--box", "500,500,100,100", "--shape", "box"]):
+        done = here(capsys, "predict", portrait, *options)
+        assert done.code == 2
+        assert str(portrait) in done.err
+        assert "512 x 512" in done.err
     (row,) = here(capsys, "predict", portrait, "--box", "0,0,0,5", "--json").json
     assert "no area" in row["error"]
 
@@ -664,6 +710,9 @@ BAD_PREDICTIONS = [
     (["--box", "1,2,3"], ["--box", "1,2,3", "x,y,width,height"]),
     (["--box", "a,b,c,d"], ["--box", "x,y,width,height"]),
     (["--margin", "-1"], ["--margin"]),
+    (["--margin", "0.1"], ["--margin", "--box"]),
+    (["--shape", "box"], ["--shape", "--box"]),
+    (["--shape", "round"], ["--shape", "square"]),
     (["--threads", "0"], ["--threads"]),
     (["--threads", "99999"], ["99999 threads", "1024"]),
     (["--labels", "nope"], ["'nope'", "ferplus8", "rafdb7"]),
