@@ -31,7 +31,7 @@ from .console import (
     status,
 )
 from .decode import MAX_PIXELS
-from .errors import FerEdgeError, ImageError, IntegrityError, UsageError
+from .errors import FerEdgeError, ImageError, IntegrityError
 from .process import BROKEN_PIPE, OutputError, standard_streams, stoppable
 
 ROOM_COMMANDS = {
@@ -73,13 +73,12 @@ def cli() -> None:
         "fer-edge predict face.jpg other.png --json",
         "fer-edge predict photo.jpg --box 168,56,112,112 --labels rafdb7",
     ),
-    needs={"margin": "box"},
+    needs={"margin": "box", "shape": "box"},
 )
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @bundle_option
 @click.option(
     "--box",
-    "boxes",
     type=Box(),
     multiple=True,
     help="A face in the photo: left, top, width, height in pixels; once for each face. Default: the whole picture is one.",
@@ -108,13 +107,11 @@ def cli() -> None:
 @labels_option
 @engine_options
 @common
-def predict(images: tuple[str, ...], boxes: tuple[Any, ...], bundle: Path | None, as_json: bool, **options: Any) -> None:
+def predict(images: tuple[str, ...], box: tuple[Any, ...], bundle: Path | None, as_json: bool, **options: Any) -> None:
     """Label face crops, or the faces in --box of a photo. An IMAGE of - is read from standard input."""
     from .classifier import load
 
     cut = {name: options.pop(name) for name in ("margin", "shape")}
-    if not boxes and (cut["margin"] or cut["shape"] != "square"):
-        raise UsageError("--margin and --shape say how a box is cut: give --box as well")
     most = options.pop("max_pixels")
     failed = 0
     with load(bundle, **options) as clf:
@@ -122,8 +119,8 @@ def predict(images: tuple[str, ...], boxes: tuple[Any, ...], bundle: Path | None
         for image in images:
             source = sys.stdin.buffer if image == "-" else image
             try:
-                if boxes:
-                    results = clf.predict_boxes(source, boxes, max_pixels=most, **cut)
+                if box:
+                    results = clf.predict_boxes(source, box, max_pixels=most, **cut)
                 else:
                     results = [clf.predict(source, max_pixels=most)]
             except ImageError as error:
@@ -134,12 +131,12 @@ def predict(images: tuple[str, ...], boxes: tuple[Any, ...], bundle: Path | None
                 emit({"image": image, "error": str(error)}) if as_json else say(f"Error: {printable(text)}")
                 continue
             for i, result in enumerate(results):
-                box = {"box": list(boxes[i])} if len(boxes) > 1 else {}
+                which = {"box": list(box[i])} if len(box) > 1 else {}
                 if as_json:
-                    emit({"image": image, **box, "label": result.label, "scores": result.scores, **ran})
+                    emit({"image": image, **which, "label": result.label, "scores": result.scores, **ran})
                 else:
                     shown = ", ".join(f"{name} {score:.1%}" for name, score in result.top(3))
-                    place = f" [{','.join(f'{v:g}' for v in boxes[i])}]" if box else ""
+                    place = f" [{','.join(f'{v:g}' for v in box[i])}]" if which else ""
                     show(f"{printable(image)}{place}: {shown}")
         if not as_json and failed < len(images):
             computed = f"{clf.precision} artefact computed in {clf.execution_precision}"

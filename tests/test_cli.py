@@ -712,7 +712,7 @@ BAD_PREDICTIONS = [
     (["--margin", "-1"], ["--margin"]),
     (["--margin", "0.1"], ["--margin", "--box"]),
     (["--shape", "box"], ["--shape", "--box"]),
-    (["--shape", "round"], ["--shape", "square"]),
+    (["--shape", "round", "--box", "1,2,3,4"], ["--shape", "square"]),
     (["--threads", "0"], ["--threads"]),
     (["--threads", "99999"], ["99999 threads", "1024"]),
     (["--labels", "nope"], ["'nope'", "ferplus8", "rafdb7"]),
