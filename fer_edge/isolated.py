@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def crash_of(bundle: str, runtime: str, **options: Any) -> str:
 
 
 def _ask(task: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str], str]:
-    """(what the child said, device -> last line printed while it was tried, how the child ended: "" is well)."""
+    """(what the child said, device -> what was printed while it was tried, how the child ended: "" is well)."""
     if getattr(sys, "frozen", False) or not sys.executable:  # an application in one file would start itself
         lines: list[dict[str, Any]] = []
         if "adapter" in task:
@@ -85,15 +86,17 @@ def _ask(task: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str], st
     except OSError as error:
         raise EngineError(f"{sys.executable} does not start: {error.strerror}") from error
     before, *parts = errors.decode("utf-8", "replace").split(_MARK)
-    printed = {name: _last(text) for name, _, text in (part.partition("\n") for part in parts)}
+    printed = {name: _telling(text) for name, _, text in (part.partition("\n") for part in parts)}
     if not end and done.returncode:
-        end = _ending(done.returncode, _last(parts[-1] if parts else before))
+        end = _ending(done.returncode, _telling(parts[-1] if parts else before))
     return [json.loads(line) for line in answers.splitlines()], printed, end
 
 
-def _last(text: str) -> str:
-    lines = text.strip().splitlines()
-    return " ".join(lines[-1].split())[-300:] if lines else ""
+def _telling(text: str) -> str:
+    """The end of the line that names an error, else of the last one."""
+    lines = [" ".join(re.sub(r"\x1b\[[0-9;]*m", "", line).split()) for line in text.splitlines()]
+    line = next((line for line in lines if "error: " in line), next(filter(None, reversed(lines)), ""))
+    return line if len(line) <= 240 else f"... {line[-240:].partition(' ')[2]}"
 
 
 def _ending(code: int, printed: str) -> str:

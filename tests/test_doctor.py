@@ -163,14 +163,14 @@ def test_a_sick_engine_does_not_kill_the_doctor(source: str, tmp_path: Path, mon
     assert len(engine.cure.splitlines()) == 1
 
 
-SICK = """
+SICK = r"""
 import os, signal, sys
 def engine(): return "sick 1"
 def devices(): return ("CPU", "CUDA", "NPU", "TPU")
 def try_device(device):
     if device == "CUDA":
-        print("a line before", file=sys.stderr)
-        print("libcuda.so.1: cannot open shared object file", file=sys.stderr)
+        print("\x1b[1;31m[E:sick " + "x " * 200 + "error: libcuda.so.1: cannot open shared object file", file=sys.stderr)
+        print("\x1b[mFalling back", file=sys.stderr)
         raise RuntimeError("it falls back to the CPU")
     if device == "NPU":
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -187,11 +187,11 @@ def test_each_device_is_tried_and_says_why_it_does_not_start(tmp_path: Path, mon
     engine = next(e for e in found.engines if e.runtime == "litert")
     assert (engine.ready, engine.engine, engine.devices, engine.cure) == (True, "sick 1", ("CPU", "TPU"), "")
     assert engine.failing == {
-        "CUDA": "it falls back to the CPU; libcuda.so.1: cannot open shared object file",
+        "CUDA": "it falls back to the CPU; ... " + "x " * 94 + "error: libcuda.so.1: cannot open shared object file",
         "NPU": "its process was ended by SIGSEGV",
     }
     text = diagnosis_text(found)
-    assert "litert: CUDA is listed, and does not start: it falls back to the CPU; libcuda.so.1" in text
+    assert "litert: CUDA is listed, and does not start: it falls back to the CPU; ... x x" in text
     assert found.as_json()["engines"][1]["failing"] == engine.failing
 
 
