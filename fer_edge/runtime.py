@@ -57,6 +57,11 @@ class File(os.PathLike[str]):
         return str(self.path)
 
 
+def loaded(files: Iterable[File | Path]) -> list[File]:
+    """Files as they are, and what paths name, read now."""
+    return [file if isinstance(file, File) else File(file, file.read_bytes()) for file in files]
+
+
 @dataclass(frozen=True)
 class TensorType:
     """Shape and type of an input or output. ``dtype``: numpy's name, or the engine's where numpy has none; a number of the
@@ -114,8 +119,9 @@ class Runtime(Protocol):
     def try_device(self, device: str) -> None:
         """Run a model of one operator on a device. Raises whatever the engine raises when the device does not start."""
 
-    def open(self, files: Sequence[File], options: Options) -> AdapterSession:
-        """Open an artefact. Raises EngineError when the engine refuses the file, the device or the precision."""
+    def open(self, files: Sequence[File | Path], options: Options) -> AdapterSession:
+        """Open an artefact, the file to begin with first; :func:`loaded` reads those that are paths. Raises EngineError when
+        the engine refuses the file, the device or the precision."""
 
 
 class Owned(Generic[T]):
@@ -192,9 +198,8 @@ def open_model(
         names = ", ".join(Path(file).name for file in files)
         raise BundleError(f"{names}: an artefact of {runtime} is made of files ending in {' and '.join(suffixes)}")
     try:
-        loaded = [file if isinstance(file, File) else File(file, file.read_bytes()) for file in files]
         where = (engine.device or adapter.devices()[0]) if device is None else device
-        opened = adapter.open(loaded, Options(precision, where, threads, execution_precision))
+        opened = adapter.open(loaded(files), Options(precision, where, threads, execution_precision))
     except FerEdgeError:
         raise
     except Exception as error:  # engines raise what they like

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fer_edge.errors import EngineError
-from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, one_line
+from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, loaded, one_line
 
 try:
     import ai_edge_litert as package
@@ -87,7 +88,7 @@ def _tensor_type(details: Any) -> TensorType:
     return TensorType(tuple(map(int, details["shape_signature"])), np.dtype(details["dtype"]).name)
 
 
-def open(files: Sequence[File], options: Options) -> _Session:
+def open(files: Sequence[File | Path], options: Options) -> _Session:
     """Open an artefact. Raises EngineError for an unknown device or precision, or when the engine refuses the file."""
     file, device = files[0], options.device
     if device.upper() != "CPU" and not device.startswith(_DELEGATE):
@@ -101,10 +102,11 @@ def open(files: Sequence[File], options: Options) -> _Session:
     except (OSError, ValueError, RuntimeError) as error:
         raise EngineError(f"litert cannot load the delegate {device.removeprefix(_DELEGATE)}: {one_line(error)}") from error
     try:
-        if file.content[4:8] != _FORMAT:
+        (content,) = (each.content for each in loaded(files))
+        if content[4:8] != _FORMAT:
             raise ValueError("it is no TensorFlow Lite model")
         interpreter = tflite.Interpreter(
-            model_content=file.content,
+            model_content=content,
             num_threads=options.threads,
             experimental_delegates=delegates,
             # Without XNNPACK, which would be one delegate more, it shows whether the vendor's took anything.

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fer_edge.arrays import read_npz
 from fer_edge.errors import EngineError
-from fer_edge.runtime import File, Options, Signature, signature
+from fer_edge.runtime import File, Options, Signature, loaded, signature
 
 
 def engine() -> str:
@@ -53,7 +54,7 @@ class _Session:
         """Nothing to give back."""
 
 
-def open(files: Sequence[File], options: Options) -> _Session:
+def open(files: Sequence[File | Path], options: Options) -> _Session:
     """Read the golden set. Raises EngineError for a device that is neither "echo" nor "spin:MS"."""
     kind, _, amount = options.device.partition(":")
     try:
@@ -62,7 +63,8 @@ def open(files: Sequence[File], options: Options) -> _Session:
         milliseconds = -1.0
     if (kind, amount) != ("echo", "") and not (kind == "spin" and 0 < milliseconds < 60_000):
         raise EngineError(f"null has no device {options.device!r}; there are echo and spin:MS, as spin:1.5")
-    golden = read_npz(files[0].path, {"crops", "features"}, data=files[0].content)
+    (file,) = loaded(files)
+    golden = read_npz(file.path, {"crops", "features"}, data=file.content)
     answers = {crop.tobytes(): feature for crop, feature in zip(golden["crops"], golden["features"], strict=True)}
     (_, height, side, channels), (_, width) = golden["crops"].shape, golden["features"].shape
     return _Session(answers, signature(height, side, channels, width, labels=0), options.device, milliseconds / 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fer_edge.errors import EngineError
-from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, one_line
+from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, loaded, one_line
 
 from .onnx_file import check_format
 
@@ -72,7 +73,7 @@ def _tensor_type(value: Any) -> TensorType:
     return TensorType(shape, {"float": "float32", "double": "float64"}.get(name, name))
 
 
-def open(files: Sequence[File], options: Options) -> _Session:
+def open(files: Sequence[File | Path], options: Options) -> _Session:
     """Open an artefact. Raises EngineError for an unknown provider or precision, a fallback, or a refused file."""
     known = devices()
     name = next((n for n in known if n.lower() == options.device.lower().removesuffix(_SUFFIX.lower())), None)
@@ -91,8 +92,9 @@ def open(files: Sequence[File], options: Options) -> _Session:
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     wanted = f"{name}{_SUFFIX}"
     try:
-        check_format(files[0].content)
-        session = ort.InferenceSession(files[0].content, settings, providers=[wanted], enable_fallback=0)
+        (file,) = loaded(files)
+        check_format(file.content)
+        session = ort.InferenceSession(file.content, settings, providers=[wanted], enable_fallback=0)
         opened = _Session(session, _execution_precision(options.precision, name))
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         raise EngineError(f"onnxruntime on {name} refuses {files[0].name}: {one_line(error)}") from error

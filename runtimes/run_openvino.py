@@ -8,13 +8,14 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
 from fer_edge.errors import EngineError
-from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, one_line
+from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, loaded, one_line
 
 _IMPORTED_BY = os.getpid()
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -97,7 +98,7 @@ def _output(port: ov.ConstOutput) -> tuple[str, TensorType]:
     return names[0] if names else "one without a name", _tensor_type(port)
 
 
-def open(files: Sequence[File], options: Options) -> _Session:
+def open(files: Sequence[File | Path], options: Options) -> _Session:
     """Compile an artefact. Raises EngineError for an unknown device or precision, or when OpenVINO refuses the file."""
     # One for each session, and gone with it: while a Core lives, the threads of closed sessions wait to be used again, and
     # after a fork a child would take them for its own.
@@ -117,7 +118,7 @@ def open(files: Sequence[File], options: Options) -> _Session:
         config |= {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1}
     try:
         # From bytes: by its name OpenVINO would take any .bin that lies beside the .xml.
-        model, weights = (file.content for file in files)
+        model, weights = (file.content for file in loaded(files))
         # It reads other formats under this ending, ONNX and its external data among them.
         if model.lstrip()[:5] not in (b"<?xml", b"<net "):
             raise ValueError("it is no OpenVINO IR")
