@@ -29,7 +29,7 @@ from .files import (
     sync_tree,
     write_bytes,
 )
-from .formats import check_model
+from .formats import check_model_file
 from .labels import LabelSet, check_labels
 from .manifest import (
     MANIFEST,
@@ -148,27 +148,21 @@ def artefact_files(bundle: Bundle, artefact: Artefact) -> tuple[Path, ...]:
     """The files of an artefact, the one that an engine opens first: hashes, formats, and that no data beyond them is wanted
     are checked. Raises BundleError that names the file."""
     for ref in artefact.files:
-        with _model_file(bundle, artefact, ref):
-            pass
+        folder = PurePosixPath(ref.path).parent
+        beside = [PurePosixPath(other.path).name for other in artefact.files if PurePosixPath(other.path).parent == folder]
+        with _checked(bundle, ref.path, ref.sha256, ref.bytes) as stream:
+            check_model_file(bundle.folder / ref.path, stream, beside)
     return tuple(bundle.folder / ref.path for ref in artefact.files)
 
 
 def artefact_contents(bundle: Bundle, artefact: Artefact) -> dict[str, bytes]:
-    """As :func:`artefact_files`, path in the bundle -> content: what was hashed is what an engine is given."""
+    """Path in the bundle -> content of an artefact's files, the one that an engine opens first: what was hashed is what an
+    engine is given. What they say of themselves is checked where they are opened. Raises BundleError that names the file."""
     contents = {}
     for ref in artefact.files:
-        with _model_file(bundle, artefact, ref) as stream:
+        with _checked(bundle, ref.path, ref.sha256, ref.bytes) as stream:
             contents[ref.path] = stream.read()
     return contents
-
-
-@contextmanager
-def _model_file(bundle: Bundle, artefact: Artefact, ref: FileRef) -> Iterator[BinaryIO]:
-    folder = PurePosixPath(ref.path).parent
-    beside = [PurePosixPath(other.path).name for other in artefact.files if PurePosixPath(other.path).parent == folder]
-    with _checked(bundle, ref.path, ref.sha256, ref.bytes) as stream:
-        check_model(bundle.folder / ref.path, stream, beside)
-        yield stream
 
 
 def check_label_sets(bundle: Bundle) -> None:

@@ -4,6 +4,7 @@ data beyond the files that the manifest lists with it. Endings that are not know
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -11,21 +12,29 @@ from typing import BinaryIO
 
 from .errors import BundleError
 
-Bytes = mmap.mmap
+Bytes = bytes | mmap.mmap
 _MAX_FIELDS = 1 << 21
 """Of an ONNX file that is looked through: a model has some ten thousand."""
 
 
-def check_model(file: Path, stream: BinaryIO, listed: Collection[str]) -> None:
-    """Check a model file by its ending. ``stream``: the open file; ``listed``: names of the artefact's files that lie in its
-    folder. Raises BundleError."""
+def check_model_file(file: Path, stream: BinaryIO, listed: Collection[str]) -> None:
+    """As :func:`check_model`, of an open file that need not lie in memory."""
+    if os.fstat(stream.fileno()).st_size == 0:  # which cannot be mapped
+        check_model(file, b"", listed)
+        return
+    with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        check_model(file, data, listed)
+
+
+def check_model(file: Path, data: Bytes, listed: Collection[str]) -> None:
+    """Check a model file's content by its ending. ``listed``: names of the artefact's files that lie in its folder. Raises
+    BundleError."""
     check = _CHECKS.get(file.suffix.lower())
     if check is None:
         return
     try:
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            problem = check(file, data, listed)
-    except (ValueError, IndexError, struct.error):  # an empty file cannot be mapped; the others are of another format
+        problem = check(file, data, listed) if len(data) else "is not of the format that its ending names"
+    except (ValueError, IndexError, struct.error):
         problem = "is not of the format that its ending names"
     if problem:
         raise BundleError(f"{file} {problem}")
@@ -82,7 +91,7 @@ def _onnx(file: Path, data: Bytes, listed: Collection[str]) -> str:
     if data.find(b"location") < 0:
         return ""
     for place in _locations(data):
-        if place not in listed:
+        if place not in listed or place == file.name:
             return f"keeps weights outside of itself, in {place[:100]!r}, which the manifest does not list"
     return ""
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .container import container_limits
 from .engines import engine_of, installed_engine
 from .errors import BundleError, EngineError, FerEdgeError, UsageError
+from .formats import check_model
 
 T = TypeVar("T")
 
@@ -188,8 +189,8 @@ def open_model(
 ) -> Session:
     """Open an artefact's files, the first one first, in the engine of a runtime; ``device`` None: the engine's CPU.
 
-    Raises EngineError, MissingExtraError or UsageError, and BundleError when what was opened is not of the ``expected``
-    signature."""
+    Raises EngineError, MissingExtraError or UsageError, and BundleError when a file is of another format than its ending
+    says, or wants data beyond these files, or when what was opened is not of the ``expected`` signature."""
     if threads > MAX_THREADS:
         raise UsageError(f"no engine works with {threads} threads; the limit is {MAX_THREADS}")
     adapter, engine = load_runtime(runtime), engine_of(runtime)
@@ -198,8 +199,11 @@ def open_model(
         names = ", ".join(Path(file).name for file in files)
         raise BundleError(f"{names}: an artefact of {runtime} is made of files ending in {' and '.join(suffixes)}")
     try:
+        opening = loaded(files)
+        for file in opening:
+            check_model(file.path, file.content, [other.name for other in opening])
         where = (engine.device or adapter.devices()[0]) if device is None else device
-        opened = adapter.open(loaded(files), Options(precision, where, threads, execution_precision))
+        opened = adapter.open(opening, Options(precision, where, threads, execution_precision))
     except FerEdgeError:
         raise
     except Exception as error:  # engines raise what they like
@@ -216,7 +220,8 @@ def _difference(found: Signature, expected: Signature) -> str:
     """What of a model's signature is not as expected, in words; "" when all is."""
     if found.inputs != expected.inputs:
         return f"it takes {' and '.join(map(str, found.inputs))}, not {' and '.join(map(str, expected.inputs))}"
-    check_outputs(found.outputs)
+    if problem := _other_outputs(found.outputs):
+        return problem
     for name, kind in expected.outputs.items():
         if found.outputs[name] != kind:
             return f"its output {name} is {found.outputs[name]}, not {kind}"
@@ -225,9 +230,13 @@ def _difference(found: Signature, expected: Signature) -> str:
 
 def check_outputs(names: Iterable[str]) -> None:
     """Raise ValueError unless a model has the outputs of an artefact, ``feature`` and ``logits``, and no other."""
+    if problem := _other_outputs(names):
+        raise ValueError(problem)
+
+
+def _other_outputs(names: Iterable[str]) -> str:
     names = sorted(names)
-    if names != ["feature", "logits"]:
-        raise ValueError(f"its outputs are {', '.join(names) or 'none'}, not feature and logits")
+    return "" if names == ["feature", "logits"] else f"its outputs are {', '.join(names) or 'none'}, not feature and logits"
 
 
 def run(session: Session | AdapterSession, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

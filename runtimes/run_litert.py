@@ -31,8 +31,6 @@ except ModuleNotFoundError as error:
     _NAME = "tflite_runtime"
 
 _DELEGATE = "delegate:"
-_FORMAT = b"TFL3"
-"""File identifier of the flatbuffer (tensorflow/compiler/mlir/lite/schema/schema.fbs)."""
 _ONE_OPERATOR = base64.b64decode(
     "GAAAAFRGTDMAAA4AFAAQAAwACAAAAAQADgAAABAAAAAYAAAA4AAAAAMAAAABAAAABAAAACj///8BAAAAEAAAAAwAFAAQAAwACAAEAAwAAAAQAAAAUAAAAF"
     "QAAABYAAAAAQAAABQAAAAAAA4AFAAAABAADAALAAQADgAAABAAAAAAAAALDAAAABAAAACA////AQAAAAEAAAACAAAAAAAAAAAAAAABAAAAAQAAAAEAAAAA"
@@ -103,8 +101,6 @@ def open(files: Sequence[File | Path], options: Options) -> _Session:
         raise EngineError(f"litert cannot load the delegate {device.removeprefix(_DELEGATE)}: {one_line(error)}") from error
     try:
         (content,) = (each.content for each in loaded(files))
-        if content[4:8] != _FORMAT:
-            raise ValueError("it is no TensorFlow Lite model")
         interpreter = tflite.Interpreter(
             model_content=content,
             num_threads=options.threads,

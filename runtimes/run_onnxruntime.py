@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from fer_edge.errors import EngineError
 from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, loaded, one_line
 
-from .onnx_file import check_format
-
 _SUFFIX = "ExecutionProvider"
 _NOT_DEVICES = ("AzureExecutionProvider",)
 _ONE_OPERATOR = bytes.fromhex(
@@ -93,7 +91,6 @@ def open(files: Sequence[File | Path], options: Options) -> _Session:
     wanted = f"{name}{_SUFFIX}"
     try:
         (file,) = loaded(files)
-        check_format(file.content)
         session = ort.InferenceSession(file.content, settings, providers=[wanted], enable_fallback=0)
         opened = _Session(session, _execution_precision(options.precision, name))
     except Exception as error:  # onnxruntime's own exceptions share no public base class

@@ -119,9 +119,6 @@ def open(files: Sequence[File | Path], options: Options) -> _Session:
     try:
         # From bytes: by its name OpenVINO would take any .bin that lies beside the .xml.
         model, weights = (file.content for file in loaded(files))
-        # It reads other formats under this ending, ONNX and its external data among them.
-        if model.lstrip()[:5] not in (b"<?xml", b"<net "):
-            raise ValueError("it is no OpenVINO IR")
         compiled = core.compile_model(core.read_model(model, weights), device, config)
         session = _Session(compiled, _execution_precision(compiled))
         got = _hint(compiled) if options.execution_precision else wanted

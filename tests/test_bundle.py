@@ -573,7 +573,8 @@ def external(model: bytes, place: str, inner: bool) -> bytes:
 
 @pytest.mark.parametrize("inner", [False, True], ids=["initializer", "subgraph"])
 @pytest.mark.parametrize(
-    "place", ["../stolen.bin", "/etc/passwd", "inside.bin", "./onnxruntime-int8.onnx", "*/_ORT_MEM_ADDR_/*"]
+    "place",
+    ["../stolen.bin", "/etc/passwd", "inside.bin", "./onnxruntime-int8.onnx", "onnxruntime-int8.onnx", "*/_ORT_MEM_ADDR_/*"],
 )
 def test_external_data_that_nobody_listed(bundle: Path, place: str, inner: bool) -> None:
     (bundle / "inside.bin").write_bytes(bytes(1 << 20))

@@ -60,8 +60,9 @@ def test_a_model_of_another_format_is_refused_whatever_it_is_called(runtime: str
     formats = {name: probe(root, name)[0].read_bytes() for name in RUNTIMES if name != runtime}
     for content in (*formats.values(), b"\x08\0\0\0ORTM", b"", b"<", bytes(64)):
         files = [rt.File(Path(f"model{suffix}"), content) for suffix in ENGINES[runtime].suffixes]
-        with pytest.raises(fer_edge.EngineError, match=rf"refuses model\{ENGINES[runtime].suffixes[0]}: it is no "):
+        with pytest.raises(fer_edge.FerEdgeError, match=rf"model\{ENGINES[runtime].suffixes[0]}") as caught:
             opened(runtime, files)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("runtime", HERE)
@@ -173,7 +174,7 @@ def test_onnx_data_outside_the_file_is_refused_wherever_it_is_named(tmp_path: Pa
     models["sparse"].graph.sparse_initializer.add(values=outside)
     for name, model in models.items():
         file = rt.File(tmp_path / "model.onnx", model.SerializeToString())
-        with pytest.raises(fer_edge.EngineError, match=r"model\.onnx: its tensor 'outside' lies in another file"):
+        with pytest.raises(fer_edge.BundleError, match=r"model\.onnx keeps weights outside of itself, in 'data'"):
             print(name, opened("onnxruntime", [file], SMALL))
 
 
@@ -181,7 +182,7 @@ def test_an_onnx_file_cut_short_anywhere_is_one_error(root: Path) -> None:
     pytest.importorskip("onnxruntime")
     content = probe(root, "onnxruntime")[0].read_bytes()
     for length in [*range(0, 200, 7), len(content) // 2, len(content) - 1]:
-        with pytest.raises(fer_edge.EngineError, match=r"model\.onnx") as caught:
+        with pytest.raises(fer_edge.FerEdgeError, match=r"model\.onnx") as caught:
             opened("onnxruntime", [rt.File(Path("model.onnx"), content[:length])], PROBE)
         assert "\n" not in str(caught.value)
 

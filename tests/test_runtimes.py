@@ -218,7 +218,7 @@ def test_a_file_that_the_engine_refuses_is_one_error_that_names_it(runtime: str,
     files = [tmp_path / f"model-int8{suffix}" for suffix in ENGINES[runtime].suffixes]
     for file in files:
         file.write_bytes(b"<net name='x'>" + bytes(range(256)) * 8)
-    with pytest.raises(fer_edge.EngineError, match=re.escape(files[0].name)) as caught:
+    with pytest.raises(fer_edge.FerEdgeError, match=re.escape(files[0].name)) as caught:
         rt.open_model(runtime, files, "int8", None, threads=1)
     assert "\n" not in str(caught.value)
 
