@@ -33,7 +33,7 @@ def check_target(file: Path, make_folder: bool = False) -> None:
     with disk_errors(file):
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        if _is_device(file):
+        if _is_stream(file):
             if not os.access(file, os.W_OK):
                 raise PermissionError(errno.EACCES, "it may not be written to")
             return
@@ -88,10 +88,11 @@ def write_text(file: Path, text: str) -> None:
     """Write a text file in one step; what is not Unicode, as a file's name may be, is escaped. Raises UsageError."""
     data = text.encode("utf-8", "backslashreplace")
     with disk_errors(file):
-        device = _is_device(file)
-        if device:  # /dev/stdout is written to, never replaced
-            file.write_bytes(data)
-    if not device:
+        stream = _is_stream(file)
+        if stream:
+            with file.open("ab") as opened:  # to a plain file, after what the process wrote there before
+                opened.write(data)
+    if not stream:
         write_bytes(file, data)
 
 
@@ -229,13 +230,15 @@ def _partial(file: Path) -> Iterator[tuple[Path, int]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_device(file: Path) -> bool:
-    """Whether something is there that is neither a file nor a folder: /dev/stdout, a pipe."""
+def _is_stream(file: Path) -> bool:
+    """Whether something is there that can be written to and not replaced: a device, a pipe, an open file of a process, as
+    /dev/stdout is also where it goes to a plain file."""
     try:
         mode = file.stat().st_mode
     except FileNotFoundError:
         return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    leads = (os.readlink(file) if file.is_symlink() else "", os.path.realpath(file.parent))
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or any(place.startswith("/proc/") for place in leads)
 
 
 @contextmanager

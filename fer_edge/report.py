@@ -173,7 +173,7 @@ def _verdict(report: Report) -> str:
             counts.append(f"{states.count('no engine')} not checked for want of an engine")
         return f"Good: all files are intact, {', '.join(counts)}."
     if report.files:
-        return "Failed: this is not the bundle that was written. Copy it to this box again, then verify again."
+        return "Failed: files of the bundle are not those that were written. Copy it to this box again, then verify again."
     if all(state == "no engine" for state in states):
         why = "no engine for these artefacts is installed here" if states else "the bundle holds no artefact"
         return f"Failed: nothing could be checked, because {why}."

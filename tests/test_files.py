@@ -164,6 +164,30 @@ def test_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pyt
     assert seen == [("fsync", file), ("rename", file), ("fsync", folder)]
 
 
+STREAM = """
+import sys
+from pathlib import Path
+from fer_edge.files import check_target, write_text
+print("before", flush=True)
+check_target(Path(sys.argv[1]))
+write_text(Path(sys.argv[1]), "text\\n")
+print("after")
+"""
+
+
+@pytest.mark.parametrize("name", ["/proc/self/fd/1", "/dev/fd/1"])
+@pytest.mark.parametrize("to", ["file", "pipe"])
+def test_an_open_file_is_written_to_and_not_replaced(tmp_path: Path, name: str, to: str) -> None:
+    """As ``-o /dev/stdout > file``, where replacing the name would take the device from everybody."""
+    if not Path(name).exists():
+        pytest.skip(f"no {name} here")
+    command = [sys.executable, "-c", STREAM, name]
+    with (tmp_path / "out").open("ab") as out:
+        ran = subprocess.run(command, stdout=out if to == "file" else subprocess.PIPE, check=True)
+    assert (ran.stdout or (tmp_path / "out").read_bytes()) == b"before\ntext\nafter\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
