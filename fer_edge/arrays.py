@@ -25,6 +25,8 @@ _MAX_GROWTH = 4
 _MAX_DIRECTORY = 1 << 20
 """Bytes of a zip file's directory: some 10,000 members."""
 _PIECE = 1 << 20
+_LZMA_PIECE = 1 << 12
+"""zipfile unpacks all of an LZMA piece at once, to some 7,000 times its size: 28 MiB of this."""
 
 
 class _UnreadableError(ValueError):
@@ -50,7 +52,7 @@ def read_npz(
             raise _UnreadableError(f"does not hold the arrays {', '.join(sorted(members))}")
         return names
 
-    return _read_zip(file, data, chosen, MAX_BYTES, BundleError)
+    return _read_zip(file, data, chosen, MAX_BYTES, BundleError, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
 
 
 def read_members(
@@ -76,7 +78,8 @@ def read_members(
         size = file.stat().st_size
     except (OSError, ValueError) as error:
         raise kind(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return _read_zip(file, None, chosen, max(limit, _MAX_GROWTH * size), kind)
+    packed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)  # large sets of faces come packed tightly
+    return _read_zip(file, None, chosen, max(limit, _MAX_GROWTH * size), kind, packed)
 
 
 def _read_zip(
@@ -85,8 +88,9 @@ def _read_zip(
     chosen: Callable[[list[str]], list[str]],
     limit: int,
     kind: type[FerEdgeError],
+    packed: Collection[int],
 ) -> dict[str, NDArray[Any]]:
-    """The members that ``chosen`` picks of the names of all."""
+    """The members that ``chosen`` picks of the names of all; ``packed``: the ways of packing that may be met."""
     try:
         with file.open("rb") if data is None else io.BytesIO(data) as stream:
             _check_directory(stream)
@@ -97,13 +101,14 @@ def _read_zip(
                 total = sum(entry.file_size for entry in wanted)
                 if total > limit:
                     raise _UnreadableError(f"unpacks to {total:,} bytes; at most {limit:,} are read")
-                if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in wanted):
-                    # zipfile unpacks bz2 and lzma without a bound, whatever size the archive declares.
+                if any(entry.compress_type not in packed for entry in wanted):
+                    # zipfile unpacks bz2 without a bound, whatever size the archive declares.
                     raise _UnreadableError("is packed in a way that numpy never writes")
                 arrays = {}
                 for entry in wanted:
                     with archive.open(entry) as member:
-                        arrays[entry.filename.removesuffix(".npy")] = _read_array(member, entry.file_size)
+                        piece = _LZMA_PIECE if entry.compress_type == zipfile.ZIP_LZMA else _PIECE
+                        arrays[entry.filename.removesuffix(".npy")] = _read_array(member, entry.file_size, piece)
                 return arrays
     except _UnreadableError as error:
         raise kind(f"{file} {error}") from error
@@ -132,8 +137,9 @@ def _check_directory(stream: BinaryIO) -> None:
     stream.seek(0)
 
 
-def _read_array(stream: Any, size: int) -> NDArray[Any]:
-    """One .npy array of a stream of ``size`` bytes. The header is read first, so that no lie in it takes memory."""
+def _read_array(stream: Any, size: int, piece: int = _PIECE) -> NDArray[Any]:
+    """One .npy array of a stream of ``size`` bytes, in pieces of ``piece``. The header is read first, so that no lie in it
+    takes memory."""
     if np.lib.format.read_magic(stream) != (1, 0):
         raise _UnreadableError("holds an array of another version than 1, the only one whose header is short")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -145,7 +151,7 @@ def _read_array(stream: Any, size: int) -> NDArray[Any]:
     room = flat.view(np.uint8).data if flat.nbytes else memoryview(b"")
     done = 0
     while done < len(room):  # piece by piece, straight to where it belongs: a member never lies in memory twice
-        got = stream.readinto(room[done : done + _PIECE])
+        got = stream.readinto(room[done : done + piece])
         if not got:
             raise _UnreadableError("is not a readable npz file: a member is cut short")
         done += got
