@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from fer_edge.bundle import open_bundle, write_manifest
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.cli import main
 from fer_edge.engines import RUNTIMES
+from fer_edge.manifest import digest_of
 
 CONTRACT = {"runtime", "precision", "device", "threads", "scenario", "latency_ms", "throughput_per_s", "load_ms", "first_ms"}
 CONTRACT |= {"peak_rss_mb", "stages_ms", "parity", "samples"}
@@ -93,6 +95,41 @@ def test_every_engine_is_measured_in_processes_of_its_own(run: Results) -> None:
         assert row.start.load_ms > row.start.first_ms
         assert len(row.reference_ms) == len(row.samples)
         assert len(row.handover_us) in (0, len(row.samples))
+
+
+@pytest.fixture(scope="module")
+def verified() -> dict[str, dict[str, Any]]:
+    """What ``verify`` finds in the embedded default, by runtime."""
+    return {found["runtime"]: found for found in json.loads(command("--json", what="verify").stdout)["artefacts"]}
+
+
+def test_what_was_measured_is_the_engine_that_the_row_names(run: Results, verified: dict[str, dict[str, Any]]) -> None:
+    """By the engine's own name, and by the answers, which no two engines round alike."""
+    cosines = {name: found["parity"]["centred_cosine"] for name, found in verified.items()}
+    assert len({round(value, 5) for value in cosines.values()}) == len(RUNTIMES), "they tell the engines apart"
+    for row in run.rows:
+        runtime = row.configuration.runtime
+        assert row.engine == verified[runtime]["engine"]
+        distance = {name: abs(row.parity["centred_cosine"] - value) for name, value in cosines.items()}
+        assert min(distance, key=distance.__getitem__) == runtime
+        assert distance[runtime] < 1e-4
+
+
+def test_each_configuration_is_measured_as_it_was_asked_for(bundle: Path) -> None:
+    """Devices and bundles are not mixed up: a spin of 3 ms is never shorter, and a row's digest is its bundle's."""
+    plan = Plan((DEFAULT_BUNDLE, wrong_bundle(bundle)), ("null",), devices=("spin:1", "spin:3"), threads=(1,), rounds=2)
+    found = bench(replace(plan, scenarios=("single-stream",), load=QUICK, in_process=True)).rows
+    assert len({row.digest for row in found}) == 2
+    for row in found:
+        assert row.device == row.configuration.device
+        assert min(map(min, row.samples)) >= float(row.device.partition(":")[2])
+        assert row.digest == digest_of(open_bundle(row.configuration.bundle).manifest)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_is_served_is_the_engine_that_was_asked_for(runtime: str, verified: dict[str, dict[str, Any]]) -> None:
+    with closing(Served(Configuration(str(DEFAULT_BUNDLE), runtime, "int8", None, 1))) as served:
+        assert (served.ready["engine"], served.ready["answers"]) == (verified[runtime]["engine"], "ok")
 
 
 def test_loadgen_generates_the_scenarios(run: Results) -> None:
