@@ -10,7 +10,6 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,14 @@ def _run(scenario: Scenario, answer: Answer, crops: int, load: Load, rate: float
     def issue(samples: list[Any]) -> None:
         for start in range(0, len(samples), together):
             query = samples[start : start + together]
-            try:
-                queries.append(_asked(timed, query, failed))
-            except BaseException as error:  # of Python: LoadGen's C++ threads would end the process over it
-                failed.append(error)
+            if not failed:
+                try:
+                    queries.append(sum(timed(sample.index) for sample in query))
+                except BaseException as error:  # of Python: LoadGen's C++ threads would end the process over it
+                    failed.append(error)
             lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0) for sample in query])
+        if failed:  # LoadGen cannot be told to stop: this keeps it from filling the memory with queries until its end
+            time.sleep(0.05)
 
     settings = _settings(lg, scenario, load, rate)
     sut, library = lg.ConstructSUT(issue, _nothing), lg.ConstructQSL(crops, crops, _nothing, _nothing)
@@ -86,15 +88,6 @@ def _run(scenario: Scenario, answer: Answer, crops: int, load: Load, rate: float
     count = len(timed.samples)
     per_second = details.get("loadgen_samples_per_s", count / timed.seconds)
     return Traffic(samples, count, per_second, timed.cpu_share, timed.seconds, details, statistics)
-
-
-def _asked(timed: Recorder, query: Sequence[Any], failed: Sequence[BaseException]) -> float:
-    """Milliseconds of a query's inferences. After a failure there are none, and LoadGen, which cannot be told to stop, is
-    kept from filling the memory with queries until its time is over."""
-    if failed:
-        time.sleep(0.05)
-        return 0.0
-    return sum(timed(sample.index) for sample in query)
 
 
 def _nothing(*_: object) -> None:

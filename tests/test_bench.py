@@ -241,9 +241,12 @@ def test_a_camera_does_not_end_while_somebody_looks(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("scenario", ["single-stream", "multi-stream", "offline", "server"])
-def test_an_engine_that_fails_under_loadgen_says_so_itself(scenario: Any) -> None:
-    """An exception that went through LoadGen's threads would end the process."""
+def test_an_engine_that_fails_under_loadgen_says_so_itself(scenario: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception that went through LoadGen's threads would end the process; and nobody waits for queries that come all at
+    once."""
     asked: list[int] = []
+    slept: list[float] = []
+    monkeypatch.setattr(loadgen.time, "sleep", slept.append)
 
     def answer(i: int) -> None:
         asked.append(i)
@@ -255,6 +258,9 @@ def test_an_engine_that_fails_under_loadgen_says_so_itself(scenario: Any) -> Non
         with pytest.raises(fer_edge.EngineError, match="the driver is gone"):
             loadgen.traffic(scenario, answer, 32, replace(QUICK, expected_ms=0.1, latency_bound_ms=5.0))
         assert len(asked) == 20, "nothing is asked of it afterwards"
+        if scenario == "offline":
+            assert sum(slept) < 1.0
+        slept.clear()
 
 
 def test_server_brings_its_bound_along() -> None:
