@@ -30,13 +30,15 @@ FORMAT_VERSION = 2
 @dataclass(frozen=True)
 class StudentConfig:
     """Shape of a student. ``widths[i]`` channels and ``depths[i]`` convolutions in stage i; every stage but the
-    first halves the picture. The defaults are the embedded default's: 66 million multiply-accumulates."""
+    first halves the picture, and the first convolution strides by ``stem_stride``. The defaults are the embedded
+    default's: 66 million multiply-accumulates."""
 
     size: int = 48
     widths: tuple[int, ...] = (16, 32, 96, 192)
     depths: tuple[int, ...] = (1, 2, 3, 3)
     feature_dim: int = 256
     text_dim: int = 384
+    stem_stride: int = 1
 
     def network(self, dropout: float) -> StudentInTraining:
         """A network of this shape that can learn."""
@@ -47,7 +49,8 @@ class StudentConfig:
         shapes, channels = [], 1
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             for i in range(depth):
-                shapes.append((channels, width, 2 if stage and not i else 1))
+                stride = 1 if i else 2 if stage else self.stem_stride
+                shapes.append((channels, width, stride))
                 channels = width
         return shapes
 

@@ -1,0 +1,69 @@
+"""What came back from a GPU, on a machine that has the faces as they are: ``python -m lab.gpu.finish STUDENT DATA
+OUTPUT`` fits the text side of one student and writes a checkpoint for ``fer-edge convert``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from fer_edge.converters.student.faces import Faces, load_faces
+from fer_edge.converters.student.network import StudentCheckpoint, StudentInTraining, save_student
+from fer_edge.converters.student.recipe import Recipe, TrainingData, TrainingPlan, war_uar
+from fer_edge.converters.student.run import Run, unit_features
+from fer_edge.converters.student.sentences import descriptions, phrases, stored_sentences
+from fer_edge.converters.student.train import fit_text
+
+from .course import Course, restore
+from .pack import LABELS, held_out
+
+
+def finish(student: Path, data: Path, output: Path, work: Path) -> None:
+    """Deploy the network, fit its text side to the faces that it learned from, and save."""
+    with safe_open(student, framework="pt") as file:
+        header = file.metadata()
+    raw = json.loads(header["course"])
+    course = Course(**{**raw, "widths": tuple(raw["widths"]), "depths": tuple(raw["depths"])})
+    train, test = (load_faces(data / f"{name}.npz", LABELS, course.size) for name in ("train", "public_test"))
+    assert train.targets is not None
+    assert train.labels is not None
+    small = train if course.size == 48 else load_faces(data / "train.npz", LABELS)
+    kept = ~held_out(small.images)
+    faces = Faces(train.images[kept], train.images[kept], train.targets[kept], train.labels[kept])
+    recipe = Recipe(
+        epochs=json.loads(header["meta"])["epochs"],
+        batch=course.batch,
+        lr=course.lr,
+        dropout=course.dropout,
+        mixup=course.mixup,
+        prior=course.prior,
+        teacher_share=course.share,
+        bf16=False,
+        seed=course.seed,
+    )
+    plan = TrainingPlan(
+        TrainingData(faces, test, stored_sentences(), descriptions(), phrases(), LABELS), course.config(), recipe
+    )
+    run = Run(plan, work)
+    run.mean_net.module.load_state_dict(restore(student, course, "cpu").state_dict())
+    learned = run.learned().eval()
+    assert isinstance(learned, StudentInTraining)
+    print("as it came:", *run._validate())
+    deployed = learned.deployed()
+    projection, scale = fit_text(run, deployed, lambda done: None)
+    with torch.no_grad():
+        learned.text_projection.copy_(projection)
+    unit = unit_features(deployed, test.images)
+    assert test.labels is not None
+    print("with its text side:", *war_uar((unit @ run.class_constants().T).argmax(1).numpy(), test.labels))
+    meta = {"recipe": {**asdict(recipe), "course": raw}, "labels": list(LABELS), "faces": int(kept.sum()), "teachers": []}
+    save_student(output, StudentCheckpoint(deployed, projection, scale, stored_sentences().text, (), meta))
+    print("written:", output)
+
+
+if __name__ == "__main__":
+    finish(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[3]).with_suffix(".work"))
