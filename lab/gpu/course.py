@@ -76,12 +76,27 @@ class Course:
         return InTraining(IdentityBody(self.size, self.drop), IdentityBody.width, 256, 384, self.dropout)
 
 
-_KNOWN = Course("", "identity", optimizer="adamw", weight_decay=0.05, dropout=0.3, drop=0.1, average=0.999)
+_KNOWN = Course(
+    "", "identity", optimizer="adamw", weight_decay=0.05, dropout=0.3, drop=0.1, average=0.999, once=0.3, twice=0.15
+)
 TEACHERS = (
     replace(_KNOWN, name="id131", seed=11, size=131, lr=1e-3, by_depth=0.7, most=60),
-    replace(_KNOWN, name="id112", seed=12, size=112, lr=7e-4, by_depth=0.75, drop=0.15, mixup=0.3, light=1.0, most=70),
-    replace(_KNOWN, name="id150", seed=13, size=150, optimizer="sgd", weight_decay=5e-4, lr=0.04, by_depth=0.8, most=50),
-    Course("stack", seed=14, widths=(40, 64, 160, 320), depths=(1, 2, 5, 4), dropout=0.3, mixup=0.3, average=0.999, most=90),
+    replace(
+        _KNOWN, name="id112", seed=12, size=112, lr=7e-4, by_depth=0.75, drop=0.15, mixup=0.3, light=1.0, twice=0.25, most=70
+    ),
+    replace(_KNOWN, name="id150", seed=13, size=150, lr=5e-4, by_depth=0.85, most=50),
+    Course(
+        "stack",
+        seed=14,
+        widths=(40, 64, 160, 320),
+        depths=(1, 2, 5, 4),
+        dropout=0.3,
+        mixup=0.3,
+        average=0.999,
+        once=0.3,
+        twice=0.15,
+        most=90,
+    ),
 )
 _STUDENT = Course("", share=0.7, photos=64, dropout=0.1, mixup=0.1, most=200)
 STUDENTS = (
@@ -295,7 +310,7 @@ def learn(
     if per_epoch == 0:
         raise SystemExit(f"{material.labelled} faces are fewer than one batch of {course.batch}")
     seconds = probe(course, material, identity, run, barrier, clock, say)
-    reserve = 6.0
+    reserve = 8.0  # to measure, and to write
     affordable = int(0.94 * (clock.left() - reserve) / (seconds * per_epoch))
     epochs = clock.epochs or max(1, min(course.most, affordable))
     timing = {"steps": per_epoch, "step_ms": 1000 * seconds, "epoch_s": seconds * per_epoch, "affordable": affordable}
@@ -410,20 +425,20 @@ def war_uar(scores: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[flo
 
 
 def save(learner: Learner, output: Path, meta: dict[str, Any]) -> None:
-    """The averaged network: a student in float32, a teacher with its kernels in fp16."""
-    state = {}
-    for name, tensor in learner.mean.state_dict().items():
-        half = learner.course.share == 0 and tensor.ndim > 1
-        state[name] = (tensor.half() if half else tensor).contiguous().cpu()
+    """The averaged network, its kernels in fp16, as a student's checkpoint has them."""
+    tensors = learner.mean.state_dict()
+    state = {name: (tensor.half() if tensor.ndim > 1 else tensor).contiguous().cpu() for name, tensor in tensors.items()}
     header = {"course": json.dumps(asdict(learner.course)), "meta": json.dumps(meta)}
     part = output.with_name(output.name + ".part")
     save_file(state, part, metadata=header)
     part.replace(output)
 
 
-def restore(path: Path, course: Course, device: str) -> InTraining:
-    """What :func:`save` wrote, in eval mode."""
+def restore(path: Path, course: Course, device: str, prefix: str = "") -> InTraining:
+    """What :func:`save` wrote, in eval mode; of a file that holds several networks, the one whose tensors begin with
+    ``prefix``."""
     net = course.network()
-    net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in load_file(path).items()})
+    state = {name.removeprefix(prefix): t for name, t in load_file(path).items() if name.startswith(prefix)}
+    net.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     layout = torch.channels_last if device == "cuda" else torch.contiguous_format
     return net.to(device, memory_format=layout).eval()  # type: ignore[no-any-return,call-overload]

@@ -1,5 +1,5 @@
-"""What came back from a GPU, on a machine that has the faces as they are: ``python -m lab.gpu.finish STUDENT DATA
-OUTPUT`` fits the text side of one student and writes a checkpoint for ``fer-edge convert``."""
+"""What came back from a GPU, on a machine that has the faces as they are: ``python -m lab.gpu.finish STUDENTS
+NAME DATA OUTPUT`` fits the text side of one student and writes a checkpoint for ``fer-edge convert``."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .course import Course, restore
 from .pack import LABELS, held_out
 
 
-def finish(student: Path, data: Path, output: Path, work: Path) -> None:
+def finish(students: Path, name: str, data: Path, output: Path, work: Path) -> None:
     """Deploy the network, fit its text side to the faces that it learned from, and save."""
-    with safe_open(student, framework="pt") as file:
-        header = file.metadata()
+    with safe_open(students, framework="pt") as file:
+        header = json.loads(file.metadata()[name])
     raw = json.loads(header["course"])
     course = Course(**{**raw, "widths": tuple(raw["widths"]), "depths": tuple(raw["depths"])})
     train, test = (load_faces(data / f"{name}.npz", LABELS, course.size) for name in ("train", "public_test"))
@@ -49,7 +49,7 @@ def finish(student: Path, data: Path, output: Path, work: Path) -> None:
         TrainingData(faces, test, stored_sentences(), descriptions(), phrases(), LABELS), course.config(), recipe
     )
     run = Run(plan, work)
-    run.mean_net.module.load_state_dict(restore(student, course, "cpu").state_dict())
+    run.mean_net.module.load_state_dict(restore(students, course, "cpu", f"{name}/").state_dict())
     learned = run.learned().eval()
     assert isinstance(learned, StudentInTraining)
     print("as it came:", *run._validate())
@@ -66,4 +66,4 @@ def finish(student: Path, data: Path, output: Path, work: Path) -> None:
 
 
 if __name__ == "__main__":
-    finish(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[3]).with_suffix(".work"))
+    finish(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[4]).with_suffix(".work"))

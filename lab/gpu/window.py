@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from fer_edge.benchmarks.robustness import WAYS
 from fer_edge.converters.student.augment import mirrored, view
@@ -95,7 +97,9 @@ def everything(options: argparse.Namespace) -> None:
     teachers, students = options.teachers.split(","), options.students.split(",")
     running = start(options, teachers, deadlines[0])
     sets = test_sets(packed)
-    named: dict[str, NDArray[Any]] = {f"{name}|{part}": array for name, pair in sets.items() for part, array in zip("xy", pair, strict=True)}
+    named: dict[str, NDArray[Any]] = {
+        f"{name}|{part}": array for name, pair in sets.items() for part, array in zip("xy", pair, strict=True)
+    }
     save_arrays(options.work / "sets.npz", named)
     log("sets", names=list(sets))
     finish(running, deadlines[0] + 10, options, summary)
@@ -202,11 +206,31 @@ def collect(options: argparse.Namespace, summary: Mapping[str, Any]) -> None:
     part = options.output / "summary.json.part"
     part.write_text(json.dumps({**summary, "courses": {n: asdict(c) for n, c in COURSES.items()}, "logs": logs}, indent=1))
     part.replace(options.output / "summary.json")
+    students = {name: options.work / f"student-{name}.safetensors" for name in options.students.split(",")}
+    join({name: path for name, path in students.items() if path.exists()}, options.output / "students.safetensors")
+
+
+def join(networks: Mapping[str, Path], output: Path) -> None:
+    """Several networks in one file, their tensors as NAME/TENSOR, their headers as NAME."""
+    if not networks or (
+        output.exists() and output.stat().st_mtime > max(path.stat().st_mtime for path in networks.values())
+    ):
+        return
+    state, headers = {}, {}
+    for name, path in networks.items():
+        with safe_open(path, framework="pt") as file:
+            headers[name] = json.dumps(file.metadata())
+            state |= {f"{name}/{key}": file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    part = output.with_name(output.name + ".part")
+    save_file(state, part, metadata=headers)
+    part.replace(output)
 
 
 def network_file(options: argparse.Namespace, course: Course) -> Path:
-    """Where a training's network goes."""
-    return Path(options.output / f"{'student' if course.share else 'teacher'}-{course.name}.safetensors")
+    """Where a training's network goes: students are small, and joined to one file."""
+    if course.share:
+        return Path(options.work / f"student-{course.name}.safetensors")
+    return Path(options.output / f"teacher-{course.name}.safetensors")
 
 
 def with_options(course: Course, options: argparse.Namespace) -> Course:
@@ -221,7 +245,6 @@ def one(options: argparse.Namespace) -> None:
     """One training, in a process of its own."""
     torch.set_num_threads(max(1, min(3, (os.cpu_count() or 2) // 4)))
     torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = True
     course = with_options(COURSES[options.only], options)
     with np.load(options.work / "packed.npz") as z:
         packed = Packed(**{name: z[name] for name in z.files})
