@@ -103,7 +103,7 @@ STUDENTS = (
     replace(_STUDENT, name="s66", seed=21),
     replace(_STUDENT, name="s96", seed=22, widths=(16, 40, 112, 240)),
     replace(_STUDENT, name="s96t", seed=23, widths=(16, 40, 112, 240), prior=0.5),
-    replace(_STUDENT, name="s64", seed=24, size=64, stem_stride=2, widths=(32, 64, 144, 240), depths=(2, 2, 3, 3)),
+    replace(_STUDENT, name="s64", seed=24, size=64, stem_stride=2, widths=(32, 64, 144, 232), depths=(2, 2, 3, 3)),
 )
 COURSES = {course.name: course for course in (*TEACHERS, *STUDENTS)}
 

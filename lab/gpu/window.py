@@ -97,9 +97,9 @@ def everything(options: argparse.Namespace) -> None:
     teachers, students = options.teachers.split(","), options.students.split(",")
     running = start(options, teachers, deadlines[0])
     sets = test_sets(packed)
-    named: dict[str, NDArray[Any]] = {
-        f"{name}|{part}": array for name, pair in sets.items() for part, array in zip("xy", pair, strict=True)
-    }
+    named: dict[str, NDArray[Any]] = {}
+    for name, (images, labels) in sets.items():
+        named |= {f"{name}|x": images, f"{name}|y": labels}
     save_arrays(options.work / "sets.npz", named)
     log("sets", names=list(sets))
     finish(running, deadlines[0] + 10, options, summary)
@@ -216,7 +216,8 @@ def join(networks: Mapping[str, Path], output: Path) -> None:
         output.exists() and output.stat().st_mtime > max(path.stat().st_mtime for path in networks.values())
     ):
         return
-    state, headers = {}, {}
+    state: dict[str, torch.Tensor] = {}
+    headers: dict[str, str] = {}
     for name, path in networks.items():
         with safe_open(path, framework="pt") as file:
             headers[name] = json.dumps(file.metadata())
