@@ -26,8 +26,8 @@ from fer_edge.labels import LABEL_SETS
 
 LABELS = LABEL_SETS["ferplus8"]
 SIZE = 48
-STEP = 6
-"""Gray levels that become one: at most 3 of 255 off, where a face's own grain is more."""
+STEP = 3
+"""Gray levels that become one: at most 1 of 255 off, where a face's own grain is more."""
 PHOTO_QUALITY = 80
 HELD_OUT = 16
 """One training face in so many is kept out of every training."""
