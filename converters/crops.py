@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
+from fer_edge.arrays import read_members
 from fer_edge.errors import ConversionError, ImageError
-from fer_edge.image import IMAGE_SUFFIXES, to_input
+from fer_edge.folders import image_files
+from fer_edge.image import to_input
 
 
 def shipped_face() -> Image.Image:
@@ -56,15 +58,11 @@ def from_folder(source: Path, count: int, size: int, color: Literal["rgb", "gray
     They go through the same :func:`fer_edge.image.to_input` as at run time. Raises ConversionError when there is none.
     """
     if source.is_file():
-        try:
-            with np.load(source, allow_pickle=False) as z:
-                pool = list(z["images"])
-        except Exception as error:  # numpy's readers let much through
-            raise ConversionError(f"{source} is neither a folder of faces nor an npz file with a member images") from error
+        pool = list(read_members(source, {"images"}, kind=ConversionError)["images"])
     else:
         if not source.exists():
             raise ConversionError(f"{source} does not exist; name a folder of faces to calibrate with")
-        pool = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if source.is_dir() else []
+        pool = list(image_files(source).images) if source.is_dir() else []
     if not pool:
         raise ConversionError(f"{source} has no images to calibrate with")
     step = max(1.0, len(pool) / count)

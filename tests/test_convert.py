@@ -349,7 +349,7 @@ def test_calibration_from_what_is_no_npz(kind: str, tmp_path: Path) -> None:
             np.save(stream, np.zeros((4, 8, 8), np.uint8))
     else:
         file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(fer_edge.ConversionError, match="neither a folder of faces nor an npz"):
+    with pytest.raises(fer_edge.ConversionError, match="is not a readable npz file"):
         from_folder(file, 4, 8, "gray")
 
 

@@ -102,6 +102,7 @@ def test_a_folder_of_faces(data: Path, tmp_path: Path) -> None:
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for i, photo in enumerate(source):
         (tmp_path / "in" / ("deep" if i else ".") / photo.name).write_bytes(photo.read_bytes())
+    (tmp_path / "in" / "deep" / f"._{source[0].name}").write_bytes(bytes(120))  # macOS' double is no picture
     faces = load_pictures(tmp_path / "in")
     assert faces.images.shape == (3, 48, 48)
     assert (faces.targets, faces.labels) == (None, None)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import lzma
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_edge.arrays import read_members
 from fer_edge.errors import ConversionError, ImageError
+from fer_edge.folders import image_files
 from fer_edge.image import IMAGE_SUFFIXES, ImageLike, to_input
 
-UNREADABLE = (
-    *(OSError, KeyError, ValueError, EOFError, MemoryError, TypeError, AttributeError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+MEMBERS = (
+    "images",
+    "ferplus_votes_labelcsv",
+    "ferplus_vote_names",
+    "ferplus_majority_labelcsv",
+    "ferplus_class_names",
 )
-"""What numpy raises for files that are no npz (TypeError: an npy), or a damaged one."""
+"""What is read of an npz file with FER+ votes."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,15 @@ def load_faces(path: Path, names: Sequence[str], size: int = 48) -> Faces:
     ConversionError when a member is missing or the file cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as z:
-            images = z["images"]
-            votes, vote_names = z["ferplus_votes_labelcsv"], list(map(str, z["ferplus_vote_names"]))
-            majority = z["ferplus_majority_labelcsv"].astype(np.int64)
-            class_names = list(map(str, z["ferplus_class_names"]))
-            order = [vote_names.index(name) for name in names]
-    except UNREADABLE as error:
+        members = read_members(path, MEMBERS, kind=ConversionError)
+        images, votes, vote_names, majority, class_names = (members[name] for name in MEMBERS)
+        majority = majority.astype(np.int64)
+        order = [vote_names.tolist().index(name) for name in names]
+    except (ConversionError, ValueError, TypeError) as error:
         raise ConversionError(f"{path} is not a FER+ npz file ({error}); build one with: fer-edge student data") from error
     kept = np.where(votes > 1, votes, 0)
     usable = (kept[:, order].max(1) > 0) & (kept[:, order].max(1) >= kept.max(1))
-    position = np.array([list(names).index(name) if name in names else -1 for name in class_names] + [-1])
+    position = np.array([list(names).index(name) if name in names else -1 for name in class_names.tolist()] + [-1])
     pictures = images[usable]
     if not len(pictures):
         raise ConversionError(f"{path} has no face with a usable vote for one of {', '.join(names)}")
@@ -75,16 +75,12 @@ def load_pictures(path: Path, size: int = 48) -> Faces:
     Raises ConversionError when there is none or one cannot be read."""
     pictures: Sequence[ImageLike]
     if path.is_dir():
-        pictures = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        pictures = image_files(path).images
     else:
-        try:
-            with np.load(path, allow_pickle=False) as z:
-                images = z["images"]
-        except UNREADABLE as error:
-            raise ConversionError(f"{path} is neither a folder of faces nor an npz file with a member images") from error
+        images = read_members(path, {"images"}, kind=ConversionError)["images"]
         if images.ndim not in (3, 4):
             raise ConversionError(f"{path}: images must be (N, H, W) or (N, H, W, 3); got {images.shape}")
-        pictures = images
+        pictures = cast("Sequence[ImageLike]", images)  # an array of pictures is a sequence of them
     if len(pictures) == 0:
         raise ConversionError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return Faces(pictures, crops(pictures, size, "gray")[..., 0])
