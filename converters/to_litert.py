@@ -43,7 +43,8 @@ def export(
     """Write the artefacts into ``folder``; precision -> file names."""
     plain = folder / "litert-fp32.tflite"
     with torch.no_grad():
-        litert_torch.convert(graph, sample_kwargs={"image": torch.from_numpy(example)}).export(str(plain))
+        model = litert_torch.convert(graph, sample_kwargs={"image": torch.from_numpy(example)})
+    plain.write_bytes(model.model_content())  # its own writer ends the process without a word when the disk is full
     files = {}
     for precision in precisions:
         name = f"litert-{precision}.tflite"

@@ -412,6 +412,16 @@ def test_without_a_folder_for_temporary_files(tmp_path: Path) -> None:
     assert_one_line(Outcome(done.returncode, done.stdout, done.stderr), "No usable temporary directory", "/nowhere")
 
 
+def test_a_disk_that_is_full_in_the_middle_of_a_conversion(root: Path, tmp_path: Path) -> None:
+    """Here by a limit of a file's size, which writers meet in the same way; LiteRT's own ended the process without a word."""
+    source = shlex.quote(str(root / "converters" / "student" / "student48.safetensors"))
+    command = f"ulimit -f 200; FER convert {source} -o {shlex.quote(str(tmp_path))}/b --runtime litert --precision fp32"
+    done = redirected(command)
+    assert done.code == 2, done.err
+    assert done.err.splitlines()[-1] == "Error: litert: the converter failed ([Errno 27] File too large)"
+    assert not list(tmp_path.iterdir())
+
+
 def test_too_little_memory_is_no_bug(
     portrait: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
