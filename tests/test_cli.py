@@ -413,7 +413,7 @@ def test_without_a_folder_for_temporary_files(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_conversion(root: Path, tmp_path: Path) -> None:
-    """Here by a limit of a file's size, which writers meet in the same way; LiteRT's own ended the process without a word."""
+    """Here by a limit of a file's size, which writers meet alike; LiteRT's own ended the process without a word."""
     source = shlex.quote(str(root / "converters" / "student" / "student48.safetensors"))
     command = f"ulimit -f 200; FER convert {source} -o {shlex.quote(str(tmp_path))}/b --runtime litert --precision fp32"
     done = redirected(command)
