@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import io
+import lzma
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +28,12 @@ _MAX_GROWTH = 4
 _MAX_DIRECTORY = 1 << 20
 """Bytes of a zip file's directory: some 10,000 members."""
 _PIECE = 1 << 20
-_LZMA_PIECE = 1 << 12
-"""zipfile unpacks all of an LZMA piece at once, to some 7,000 times its size: 28 MiB of this."""
+_NUMPYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How numpy packs."""
+_OTHERS = (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+"""How people pack data sets more tightly."""
+_MAX_DICTIONARY = 1 << 28
+"""What unpacking an lzma member may take beside the array; xz -9 needs 64 MiB."""
 
 
 class _UnreadableError(ValueError):
@@ -52,7 +59,7 @@ def read_npz(
             raise _UnreadableError(f"does not hold the arrays {', '.join(sorted(members))}")
         return names
 
-    return _read_zip(file, data, chosen, MAX_BYTES, BundleError, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    return _read_zip(file, data, chosen, MAX_BYTES, _NUMPYS, BundleError)
 
 
 def read_members(
@@ -78,8 +85,7 @@ def read_members(
         size = file.stat().st_size
     except (OSError, ValueError) as error:
         raise kind(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    packed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)  # large sets of faces come packed tightly
-    return _read_zip(file, None, chosen, max(limit, _MAX_GROWTH * size), kind, packed)
+    return _read_zip(file, None, chosen, max(limit, _MAX_GROWTH * size), (*_NUMPYS, *_OTHERS), kind)
 
 
 def _read_zip(
@@ -87,10 +93,10 @@ def _read_zip(
     data: bytes | None,
     chosen: Callable[[list[str]], list[str]],
     limit: int,
+    packings: Collection[int],
     kind: type[FerEdgeError],
-    packed: Collection[int],
 ) -> dict[str, NDArray[Any]]:
-    """The members that ``chosen`` picks of the names of all; ``packed``: the ways of packing that may be met."""
+    """The members that ``chosen`` picks of the names of all; ``packings``: zip's compression methods that are taken."""
     try:
         with file.open("rb") if data is None else io.BytesIO(data) as stream:
             _check_directory(stream)
@@ -101,14 +107,12 @@ def _read_zip(
                 total = sum(entry.file_size for entry in wanted)
                 if total > limit:
                     raise _UnreadableError(f"unpacks to {total:,} bytes; at most {limit:,} are read")
-                if any(entry.compress_type not in packed for entry in wanted):
-                    # zipfile unpacks bz2 without a bound, whatever size the archive declares.
-                    raise _UnreadableError("is packed in a way that numpy never writes")
+                if any(entry.compress_type not in packings or entry.flag_bits & 1 for entry in wanted):
+                    raise _UnreadableError("is packed in a way that is not read here")
                 arrays = {}
                 for entry in wanted:
-                    with archive.open(entry) as member:
-                        piece = _LZMA_PIECE if entry.compress_type == zipfile.ZIP_LZMA else _PIECE
-                        arrays[entry.filename.removesuffix(".npy")] = _read_array(member, entry.file_size, piece)
+                    with _opened(archive, stream, entry) as member:
+                        arrays[entry.filename.removesuffix(".npy")] = _read_array(member, entry.file_size)
                 return arrays
     except _UnreadableError as error:
         raise kind(f"{file} {error}") from error
@@ -117,6 +121,53 @@ def _read_zip(
     except Exception as error:  # as in read_npy, and what zipfile raises
         reason = " ".join(str(error).split())[:200]
         raise kind(f"{file} is not a readable npz file{f' ({reason})' if reason else ''}") from error
+
+
+def _opened(archive: zipfile.ZipFile, stream: BinaryIO, entry: zipfile.ZipInfo) -> IO[bytes]:
+    """A member for reading. zipfile itself unpacks bz2 and lzma without a bound: few bytes may become gigabytes."""
+    if entry.compress_type in _NUMPYS:
+        return archive.open(entry)
+    stream.seek(entry.header_offset + 26)  # APPNOTE.TXT of PKWARE, 4.3.7: the lengths of name and extra field
+    name, extra = struct.unpack("<HH", stream.read(4))
+    stream.seek(name + extra, io.SEEK_CUR)
+    size = entry.compress_size
+    if entry.compress_type == zipfile.ZIP_BZIP2:
+        return io.BufferedReader(_Unpacked(stream, size, bz2.BZ2Decompressor(), entry))
+    _, length = struct.unpack("<HH", stream.read(4))  # 5.8.8: version, length of the properties, and these
+    settings, dictionary = struct.unpack("<BI", stream.read(length))
+    if dictionary > _MAX_DICTIONARY:
+        raise _UnreadableError(f"needs {dictionary:,} bytes for its unpacking alone; at most {_MAX_DICTIONARY:,} are given")
+    choice = {"lc": settings % 9, "lp": settings // 9 % 5, "pb": settings // 45, "dict_size": max(dictionary, 1 << 12)}
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA1, **choice}])
+    return io.BufferedReader(_Unpacked(stream, size - 4 - length, unpacker, entry))
+
+
+class _Unpacked(io.RawIOBase):
+    """What a bz2 or lzma member unpacks to, no more of it at a time than is asked for."""
+
+    def __init__(
+        self, stream: BinaryIO, size: int, unpacker: bz2.BZ2Decompressor | lzma.LZMADecompressor, entry: zipfile.ZipInfo
+    ) -> None:
+        self._stream, self._left, self._unpacker, self._entry = stream, size, unpacker, entry
+        self._done = self._check = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any) -> int:
+        found = b""
+        while not found and not self._unpacker.eof:
+            piece = self._stream.read(min(self._left, 1 << 16)) if self._unpacker.needs_input else b""
+            if self._unpacker.needs_input and not piece:
+                break
+            self._left -= len(piece)
+            found = self._unpacker.decompress(piece, len(room))
+        room[: len(found)] = found
+        self._done += len(found)
+        self._check = zlib.crc32(found, self._check)
+        if found and self._done == self._entry.file_size and self._check != self._entry.CRC:
+            raise _UnreadableError("is damaged: a member's check sum is another")
+        return len(found)
 
 
 def _check_directory(stream: BinaryIO) -> None:
@@ -137,9 +188,8 @@ def _check_directory(stream: BinaryIO) -> None:
     stream.seek(0)
 
 
-def _read_array(stream: Any, size: int, piece: int = _PIECE) -> NDArray[Any]:
-    """One .npy array of a stream of ``size`` bytes, in pieces of ``piece``. The header is read first, so that no lie in it
-    takes memory."""
+def _read_array(stream: Any, size: int) -> NDArray[Any]:
+    """One .npy array of a stream of ``size`` bytes. The header is read first, so that no lie in it takes memory."""
     if np.lib.format.read_magic(stream) != (1, 0):
         raise _UnreadableError("holds an array of another version than 1, the only one whose header is short")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -151,7 +201,7 @@ def _read_array(stream: Any, size: int, piece: int = _PIECE) -> NDArray[Any]:
     room = flat.view(np.uint8).data if flat.nbytes else memoryview(b"")
     done = 0
     while done < len(room):  # piece by piece, straight to where it belongs: a member never lies in memory twice
-        got = stream.readinto(room[done : done + piece])
+        got = stream.readinto(room[done : done + _PIECE])
         if not got:
             raise _UnreadableError("is not a readable npz file: a member is cut short")
         done += got
