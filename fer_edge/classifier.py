@@ -21,7 +21,7 @@ from .engines import RUNTIMES, installed, installed_engine, preferred_order
 from .errors import BundleError, EngineError, ImageError, MissingExtraError, UsageError
 from .image import Box, ImageLike, Shape, several, to_input, to_inputs
 from .labels import LabelSet
-from .manifest import Artefact, InputSpec
+from .manifest import Artefact
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default"
 
@@ -199,7 +199,7 @@ class Classifier:
         self._alive()
         spec = self.bundle.manifest.input
         crops = to_inputs(
-            image, spec.size, spec.color, boxes, margin, shape=shape, scale=crop_scale(spec), max_pixels=max_pixels
+            image, spec.size, spec.color, boxes, margin, shape=shape, scale=spec.crop.scale, max_pixels=max_pixels
         )
         return [self._prediction(self._run(crop)) for crop in crops]
 
@@ -216,13 +216,8 @@ class Classifier:
         return Prediction(
             self._set.labels[scores.index(best)],
             dict(zip(self._set.labels, scores, strict=True)),
-            best >= getattr(self._set, "threshold", 0.0),
+            best >= self._set.threshold,
         )
-
-
-def crop_scale(spec: InputSpec) -> float:
-    """Side of the square that is cut for a box, in longer sides of the box: ``crop.scale`` of the manifest."""
-    return float(getattr(getattr(spec, "crop", None), "scale", 1.0))
 
 
 @checked()
