@@ -17,7 +17,7 @@ from typing import IO, BinaryIO, TypeAlias
 
 from PIL import Image, UnidentifiedImageError
 
-from .errors import ImageError, importable
+from .errors import ImageError, UsageError, importable
 
 MAX_PIXELS = 16_000_000
 """Pixels of the largest picture that is decoded at its own size, unless a caller raises it."""
@@ -101,11 +101,15 @@ Encoded: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | I
 class Budget:
     """How much memory a picture may take. ``max_pixels``: see MAX_PIXELS; ``channel_bytes``: bytes per pixel in Pillow of
     what it is converted to (4 for RGB, 1 for gray); ``width``: of the crop that it is stretched to in the end, in
-    pixels."""
+    pixels. Raises UsageError for less than one pixel."""
 
     max_pixels: int = MAX_PIXELS
     channel_bytes: int = 4
     width: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_pixels < 1:
+            raise UsageError(f"max_pixels must be at least 1; got {self.max_pixels}")
 
     @property
     def bytes(self) -> int:

@@ -102,13 +102,13 @@ def to_input(
         return to_inputs(image, size, color, [box], margin, shape=shape, scale=scale, max_pixels=max_pixels)[0]
     if margin != 0 or shape != "square":
         raise UsageError("margin and shape say how a box is cut: give the box as well, box=(x, y, width, height)")
-    channels = 3 if color == "rgb" else 1
+    channels, budget = 3 if color == "rgb" else 1, Budget(max_pixels, 4 if color == "rgb" else 1, size[1])
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[:2] == size:
         if image.shape == (*size, channels):
             return np.ascontiguousarray(image)
         if image.ndim == 2 and channels == 1:
             return np.ascontiguousarray(image)[:, :, None]
-    photo = _photo(image, Budget(max_pixels, 4 if color == "rgb" else 1, size[1]), whole=True)
+    photo = _photo(image, budget, whole=True)
     return _stretched(photo, (0, 0, *photo.size), size, color)
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence
 
 from .arguments import checked
 from .decode import MAX_PIXELS, UNREADABLE, Budget, UnknownFormatError, checked_size, decoding_bytes, opened, reason
-from .errors import ImageError, UsageError
+from .errors import ImageError
 from .image import IMAGE_SUFFIXES, ImageLike, load_picture, opaque, turn_of
 
 VIDEO_PIXEL_BYTES = 12
@@ -50,13 +50,12 @@ def sample_frames(
     Raises ImageError when there is no frame, or the file cannot be read or is too large."""
     if count < 1:
         raise ImageError(f"the number of frames must be at least 1; got {count}")
-    if max_pixels < 1:
-        raise UsageError(f"max_pixels must be at least 1; got {max_pixels}")
+    budget = Budget(max_pixels)
     if not isinstance(video, (str, os.PathLike)):
         if not isinstance(video, (Sequence, np.ndarray)) or isinstance(video, (bytes, bytearray, memoryview)):
             raise ImageError(f"a video is a path, or a list or array of frames; got {type(video).__name__}")
         return _pick(video, count, "the video")
-    path, budget = Path(video), Budget(max_pixels)
+    path = Path(video)
     try:
         if path.is_dir():
             return _pick(_frame_files(path), count, str(path))

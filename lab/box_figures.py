@@ -1,8 +1,8 @@
 """How much a detector's box costs: labelled face crops, padded to photos, found again by YuNet, cut by ``predict_boxes``.
 
-``python -m lab.box_figures FOLDER --detector face_detection_yunet_2023mar.onnx`` (OpenCV's model zoo has the file, and the extra
-``dev`` has OpenCV). One line of JSON: WAR and UAR of the crops as they were given, and of the same faces through each kind of
-box."""
+``python -m lab.box_figures FOLDER --detector face_detection_yunet_2023mar.onnx``: OpenCV's model zoo has the file, and the
+extra ``dev`` has OpenCV. One line of JSON: WAR and UAR of the crops as they were given, and of the same faces through each
+kind of box."""
 
 from __future__ import annotations
 
