@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,24 @@ def hushed() -> Iterator[int]:
                 os.close(copy)
 
 
+class PixelStatistics(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """auto, none, clip, or mean and std as 1 + 1 or 3 + 3 numbers."""
+
+    name = "auto|none|clip|MEAN,STD"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple) or value in ("auto", "none", "clip"):
+            return value
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) not in (2, 6):
+            self.fail(f"{value!r} is none of auto, none, clip, and no mean and std as 2 or 6 numbers", param, ctx)
+        half = len(numbers) // 2
+        return numbers[:half], numbers[half:]
+
+
 @click.command(
     cls=Command,
     examples=(
@@ -101,11 +120,11 @@ def hushed() -> Iterator[int]:
 )
 @click.option(
     "--normalize",
-    type=click.Choice(["auto", "none", "clip"]),
+    type=PixelStatistics(),
     default="auto",
     show_default=True,
-    help="Pixel mean and std: clip = CLIP's own, none = value / 255 alone, auto = as the projection was learned (a released "
-    "head: none), without one clip.",
+    help="Pixel mean and std: clip = the source's own (CLIP's where it states none), none = value / 255 alone, auto = as "
+    "the projection was learned (a released head: none), without one clip; or numbers, MEAN,STD or R,G,B,R,G,B.",
 )
 @click.option(
     "--input-size",
@@ -119,6 +138,7 @@ def hushed() -> Iterator[int]:
     help="Experimental: tokens that every layer of the CLIP merges away (Token Merging, ICLR 2023).",
 )
 @click.option("--symmetric", is_flag=True, help="onnxruntime int8 with symmetric activations, as TensorRT wants.")
+@click.option("--require-all", is_flag=True, help="Write nothing unless every artefact passes its checks.")
 @click.option("--allow-drift", is_flag=True, help="Write artefacts that miss their parity bars; the manifest records it.")
 @click.option("--name", help="Name in the manifest. Default: the output folder's name.")
 @click.option("--version", default="1", show_default=True, help="Version in the manifest.")
@@ -143,7 +163,8 @@ def convert(
 ) -> None:
     """Convert SOURCE into a bundle and check every artefact against the float reference.
 
-    SOURCE: a Hugging Face CLIP folder or id, or a student checkpoint. What falls below the parity bars is not written.
+    SOURCE: a Hugging Face CLIP folder or id, or a student checkpoint. What falls below the parity bars is not written: then
+    the exit status is 1, and 2 where nothing is left to write.
     """
     need_extra(extra="convert")
     with hushed() as real_stderr, open(os.dup(real_stderr), "w", encoding="utf-8") as screen:
@@ -161,18 +182,30 @@ def convert(
             **options,
         )
         with steps(screen) as report:
-            bundle = run(source, output, plan, report)
+            conversion = run(source, output, plan, report)
     from fer_edge.report import describe, summary
 
-    for name, missing in left_out(bundle).items():
-        say(f"Note: the label set {name} was left out; the prompts have none for {', '.join(missing)}")
-    emit(summary(bundle)) if as_json else show(describe(bundle))
+    bundle, notes = conversion.bundle, list(conversion.notes)
+    notes += [
+        f"the label set {name} was left out; the prompts have none for {', '.join(missing)}"
+        for name, missing in left_out(bundle).items()
+    ]
     if plan.pruning:
-        say(f"Note: {bundle.manifest.card.rpartition(chr(10))[2]}")
+        notes.append(bundle.manifest.card.rpartition(chr(10))[2])
     if plan.calibration is None and any(
         a.calibration and "augmentations" in a.calibration for a in bundle.manifest.artefacts
     ):
-        say("Note: int8 was calibrated with augmentations of one face. Calibrate with your own: --calibration FOLDER")
+        notes.append("int8 was calibrated with augmentations of one face. Calibrate with your own: --calibration FOLDER")
+    if as_json:
+        emit({**summary(bundle), "failed": [asdict(failure) for failure in conversion.failed], "notes": notes})
+    else:
+        show(describe(bundle))
+    for note in notes:
+        say(f"Note: {note}")
+    for failure in conversion.failed:
+        say(f"Failed: {failure.runtime} {failure.precision} {failure.reason}")
+    if conversion.failed:
+        sys.exit(1)
 
 
 @click.command(
@@ -194,9 +227,11 @@ def labels_add(bundle: Path, file: Path, text_encoder: str, name: str | None, as
     with hushed():
         from .compile_labels import add_labels
 
-        added = add_labels(bundle, file, text_encoder, name)
+        added, notes = add_labels(bundle, file, text_encoder, name)
+    for note in notes:
+        say(f"Note: {note}")
     if as_json:
-        emit({"bundle": str(bundle), "name": added.name, "labels": list(added.labels)})
+        emit({"bundle": str(bundle), "name": added.name, "labels": list(added.labels), "notes": list(notes)})
     else:
         say(f"Added the label set {added.name} ({', '.join(added.labels)}). Use it with --labels {added.name}")
 

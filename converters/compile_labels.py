@@ -13,8 +13,9 @@ from fer_edge.bundle import Bundle, add_label_set, check_name, label_set, open_b
 from fer_edge.errors import ConversionError, LabelError, UsageError
 from fer_edge.labels import LABEL_SETS, LabelSet, built_in_prompts, check_labels, read_prompt_file
 
+from .clip import load_clip
 from .graph import class_constants
-from .sources import Encoder, load_clip
+from .sources import Encoder
 from .text import TextEncoder, clip_text_encoder, sentence_encoder
 
 
@@ -83,8 +84,8 @@ def left_out(bundle: Bundle) -> dict[str, list[str]]:
     return {name: [k for k in labels if k not in known] for name, labels in wanted.items() if name not in there}
 
 
-def add_labels(folder: Path, file: Path, source: str, name: str | None = None) -> LabelSet:
-    """Add the label set of a prompt file to a bundle, with the text encoder at ``source``.
+def add_labels(folder: Path, file: Path, source: str, name: str | None = None) -> tuple[LabelSet, tuple[str, ...]]:
+    """Add the label set of a prompt file to a bundle, with the text encoder at ``source``; the set, and notes in words.
 
     Raises LabelError when that is not the encoder the bundle was made with, or the name is taken.
     """
@@ -101,7 +102,19 @@ def add_labels(folder: Path, file: Path, source: str, name: str | None = None) -
     default = label_set(bundle, bundle.manifest.default_labels)
     compiled = compile_label_set(name or file.stem, prompts, encoder, text_projection(bundle), default.logit_scale)
     add_label_set(bundle, compiled)
-    return compiled
+    return compiled, (*encoder.notes, *_own_words(bundle))
+
+
+def _own_words(bundle: Bundle) -> tuple[str, ...]:
+    """A note where the image encoder never saw what new sentences mean. A CLIP's two sides learned from millions of
+    captions; a student's faces met the sentences of its own training alone, through the sentence encoder beside it."""
+    if bundle.manifest.text_encoder.kind != "sentence-transformers":
+        return ()
+    own = ", ".join(label_set(bundle, bundle.manifest.default_labels).labels)
+    return (
+        f"this encoder learned words for {own}, and no others: a label that means something else gets scores that mean "
+        "nothing. Try the set on labelled faces (fer-edge evaluate), or convert a CLIP",
+    )
 
 
 def open_text_encoder(kind: str, source: str) -> TextEncoder:
@@ -109,5 +122,5 @@ def open_text_encoder(kind: str, source: str) -> TextEncoder:
     if kind == "sentence-transformers":
         return sentence_encoder(source)
     if kind == "clip":
-        return clip_text_encoder(*load_clip(source), source)
+        return clip_text_encoder(load_clip(source))
     raise LabelError(f"this fer-edge knows no text encoders of the kind {kind!r}; upgrade fer-edge")

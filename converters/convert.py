@@ -1,13 +1,13 @@
-"""The conversion: source and projection in, a checked bundle out, or nothing at all."""
+"""The conversion: source and projection in, a checked bundle out. Artefacts that fail their checks are never in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,13 @@ from fer_edge.bundle import (
 from fer_edge.doctor import cpu, saturates
 from fer_edge.engines import RUNTIMES
 from fer_edge.errors import ConversionError, FerEdgeError, UsageError
-from fer_edge.golden import BARS, Parity, compare, measure
+from fer_edge.golden import BARS, Answers, Parity, answers, compare, same_bytes
 from fer_edge.manifest import Artefact, GoldenRef, Manifest
 from fer_edge.runtime import default_threads, load_runtime, open_model, run, signature
 
 from .crops import augmented, from_folder
+from .exporter import Export, Exporter, load_exporter
+from .pixels import Normalize
 from .pruning import WHOLE, Pruning
 from .reference import Reference, open_reference, reference_features
 from .sources import Encoder
@@ -44,6 +46,9 @@ GOLDEN_CROPS = 32
 DEFAULT_CALIBRATION = 64
 COMPARED = 64
 """Faces on which a lighter encoder is compared with the whole one."""
+SESSIONS = 3
+"""How often an artefact is opened anew for the golden set: an engine that reads memory it never wrote answers right in one
+session and wrong in the next."""
 TOOLS = (
     "fer-edge",
     "torch",
@@ -64,7 +69,9 @@ TOOLS = (
 class Plan:
     """What to make of a source. ``labels``: the default label set, a built-in name or a file; ``prompts``: a built-in
     type or a file, None for P3 (CLIP) or the descriptions a student was trained with; ``calibration``: a folder of
-    faces or an npz with ``images``; ``pruning``: experimental changes of a CLIP's vision tower."""
+    faces or an npz with ``images``; ``normalize``: see :data:`.pixels.Normalize`; ``pruning``:
+    experimental changes of a CLIP's vision tower; ``require_all``: one artefact that fails fails the conversion, else what
+    passed is written and the rest is in :attr:`Conversion.failed`."""
 
     runtimes: Sequence[str] = RUNTIMES
     precisions: Sequence[str] = ("int8",)
@@ -73,15 +80,35 @@ class Plan:
     prompts: str | None = None
     calibration: Path | None = None
     calibration_count: int = 300
-    normalize: Literal["auto", "none", "clip"] = "auto"
+    normalize: Normalize = "auto"
     symmetric: bool = False
     pruning: Pruning = WHOLE
     allow_drift: bool = False
+    require_all: bool = True
     force: bool = False
     name: str | None = None
     version: str = "1"
     licence: str = "unstated"
     card: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An artefact that was asked for and is not in the bundle. ``reason``: one line; ``parity``: where it ran."""
+
+    runtime: str
+    precision: str
+    reason: str
+    parity: Parity | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """``notes``: what of the source was used, changed or left out, in words."""
+
+    bundle: Bundle
+    failed: tuple[Failure, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -104,14 +131,15 @@ class _Material:
     kept: str = ""
 
 
-def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None] = lambda step: None) -> Bundle:
+def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None] = lambda step: None) -> Conversion:
     """Convert ``source`` (a CLIP folder or id, or a student checkpoint) into a bundle at ``target``.
 
-    Every artefact is run on the golden set before the bundle is written. Raises ConversionError, LabelError, UsageError
-    or MissingExtraError; then nothing is left at ``target``."""
+    Every artefact is run on the golden set, in several sessions, before the bundle is written. Raises ConversionError where
+    no artefact passes, or one fails and all are required, LabelError, UsageError or MissingExtraError; then nothing is left
+    at ``target``."""
+    exporters = {}
     for runtime in plan.runtimes:
-        if runtime not in RUNTIMES:
-            raise UsageError(f"no artefacts are made for the runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
+        exporters[runtime] = load_exporter(runtime)
         load_runtime(runtime)
     if plan.symmetric and "onnxruntime" not in plan.runtimes:
         raise UsageError("--symmetric is about onnxruntime's int8 artefact; add --runtime onnxruntime")
@@ -119,15 +147,18 @@ def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None
     with staged(target, plan.force) as folder:
         report(Step(0, total, f"reading {source}"))
         material = _prepare(source, plan)
-        artefacts: list[Artefact] = []
-        for i, runtime in enumerate(plan.runtimes):
+        made: list[Artefact | Failure] = []
+        for i, (runtime, exporter) in enumerate(exporters.items()):
             report(Step(1 + i, total, f"{runtime}: {', '.join(plan.precisions)}"))
-            files = _export(runtime, material, plan, folder)
-            artefacts += [_artefact(runtime, p, names, material, plan, folder) for p, names in files.items()]
+            made += _artefacts(runtime, exporter, material, plan, folder)
+        artefacts = [item for item in made if isinstance(item, Artefact)]
+        failed = tuple(item for item in made if isinstance(item, Failure))
+        if failed and (plan.require_all or not artefacts):
+            raise ConversionError("; ".join(f"{f.runtime} {f.precision} {f.reason}" for f in failed))
         _finish(folder, material, plan, target, artefacts)
         _read_back(folder)
         report(Step(total, total, "done"))
-    return open_bundle(target)
+    return Conversion(open_bundle(target), failed, material.reference.notes)
 
 
 def _prepare(source: str, plan: Plan) -> _Material:
@@ -166,62 +197,95 @@ def _kept(full: Reference, pruned: Reference, plan: Plan) -> str:
     )
 
 
-def _export(runtime: str, material: _Material, plan: Plan, folder: Path) -> dict[str, list[str]]:
-    example, precisions, calibration = material.golden.crops[:1], plan.precisions, material.calibration
+def _artefacts(
+    runtime: str, exporter: Exporter, material: _Material, plan: Plan, folder: Path
+) -> Iterator[Artefact | Failure]:
+    """Export and check every precision for one runtime. What fails leaves no file."""
     architecture = material.reference.encoder.architecture
-    try:
-        if runtime == "openvino":
-            from .to_openvino import export as to_openvino
+    with tempfile.TemporaryDirectory(prefix="fer-edge-") as scratch:
+        export = Export(material.reference.graph, material.calibration, architecture, plan.symmetric, Path(scratch))
+        try:
+            traced = exporter.trace(export)
+        except Exception as error:  # the converters' own exceptions share no base class
+            yield from (Failure(runtime, precision, _broken(error)) for precision in plan.precisions)
+            return
+        for precision in plan.precisions:
+            before = set(folder.iterdir())
+            try:
+                names = exporter.write(traced, precision, export, folder)
+                made = _checked(runtime, precision, names, material, plan, folder, exporter.calibrated(export))
+            except Exception as error:
+                made = Failure(runtime, precision, _broken(error))
+            if isinstance(made, Failure):
+                for file in set(folder.iterdir()) - before:
+                    file.unlink()
+            yield made
 
-            return to_openvino(material.reference.graph, example, precisions, calibration, architecture, folder)
-        if runtime == "litert":
-            from .to_litert import export as to_litert
 
-            return to_litert(material.reference.graph, example, precisions, calibration, architecture, folder)
-        from .to_onnx import export as to_onnx
-
-        return to_onnx(material.reference.graph, example, precisions, calibration, architecture, plan.symmetric, folder)
-    except FerEdgeError:
-        raise
-    except Exception as error:  # the converters' own exceptions share no base class
-        raise ConversionError(
-            f"{runtime}: the converter failed ({(str(error).splitlines() or [type(error).__name__])[0][:200]})"
-        ) from error
+def _broken(error: Exception) -> str:
+    if isinstance(error, FerEdgeError):
+        return f"fails: {error}"
+    return f"fails: the converter says {(str(error).splitlines() or [type(error).__name__])[0][:200]!r}"
 
 
-def _artefact(runtime: str, precision: str, names: Sequence[str], material: _Material, plan: Plan, folder: Path) -> Artefact:
-    """Run a written artefact on the golden set; raise ConversionError below its bars unless drift is allowed."""
-    spec, labels = material.reference.spec, material.reference.sets[0].labels
-    expected = signature(*spec.size, spec.channels, material.golden.features.shape[1], len(labels))
-    paths = [folder / name for name in names]
-    session = open_model(runtime, paths, precision, None, default_threads(), None, expected)
-    try:
-        parity = measure(partial(run, session), material.golden, material.reference.sets[0])
-    finally:
-        session.close()
+def _checked(
+    runtime: str, precision: str, names: Sequence[str], material: _Material, plan: Plan, folder: Path, calibrated: bool
+) -> Artefact | Failure:
+    """Run a written artefact on the golden set, in several sessions; a Failure below its bars, unless drift is allowed, and
+    wherever an answer is not finite or not repeatable."""
+    parity, engine = _parity(runtime, precision, [folder / name for name in names], material)
     misses = parity.misses(BARS[precision])
-    outright = parity.misses({})
-    if misses and (outright or not plan.allow_drift):
-        advice = _advice(parity, precision, outright, runtime == "onnxruntime" and plan.symmetric)
-        raise ConversionError(
-            f"{runtime} {precision} does not give the float reference's answer: {'; '.join(misses)}{advice}"
-        )
-    static = precision == "int8" and not (runtime == "litert" and material.reference.encoder.architecture == "vit")
-    calibration = material.calibrated_with if static else "none (dynamic range)" if precision == "int8" else None
+    if misses and (parity.misses({}) or not plan.allow_drift):
+        if not parity.repeatable:
+            reason = (
+                f"answers differently from run to run: a fault of {engine} on this processor ({cpu()[0]}), not of the "
+                "model; leave this one out, or convert on another processor"
+            )
+        else:
+            advice = _advice(parity, runtime, precision, material, plan, calibrated)
+            reason = f"does not give the float reference's answer: {'; '.join(misses)}; {advice}"
+        return Failure(runtime, precision, reason, parity)
+    calibration = material.calibrated_with if calibrated else "none (dynamic range)"
     refs = tuple(file_ref(folder, name) for name in names)
-    return Artefact(runtime, precision, refs, parity.numbers(), calibration, bool(misses))  # type: ignore[arg-type]
+    how = calibration if precision == "int8" else None
+    return Artefact(runtime, precision, refs, parity.numbers(), how, bool(misses))  # type: ignore[arg-type]
 
 
-def _advice(parity: Parity, precision: str, outright: Sequence[str], symmetric: bool) -> str:
-    if outright:
-        return ""
-    if precision == "int8" and symmetric and saturates(cpu()[1]):
+def _parity(runtime: str, precision: str, files: Sequence[Path], material: _Material) -> tuple[Parity, str]:
+    """(parity of the first answers, with ``repeatable`` over all of them; engine and version). Raises EngineError."""
+    golden, spec, labels = material.golden, material.reference.spec, material.reference.sets[0]
+    expected = signature(*spec.size, spec.channels, golden.features.shape[1], len(labels.labels))
+    runs: list[Answers] = []
+    for _ in range(SESSIONS):
+        session = open_model(runtime, files, precision, None, default_threads(), None, expected)
+        try:
+            runs += [answers(partial(run, session), golden, backwards) for backwards in (False, True)]
+        finally:
+            session.close()
+    repeatable = all(same_bytes(runs[0], other) for other in runs[1:])
+    return compare(*runs[0], golden.features, labels, repeatable), session.engine
+
+
+def _advice(parity: Parity, runtime: str, precision: str, material: _Material, plan: Plan, calibrated: bool) -> str:
+    """What to do about an artefact that misses its bars."""
+    accept = "accept it with --allow-drift"
+    if not parity.finite:
+        return "its numbers leave the range of this precision; use another one"
+    if precision != "int8":
+        return f"no calibration plays a part in {precision}: use another precision or runtime, or {accept}"
+    if runtime == "onnxruntime" and plan.symmetric and saturates(cpu()[1]):
         return (
-            "; this processor has no VNNI and cannot check --symmetric, whose weights overflow on it: convert on one that "
-            "has, or accept it with --allow-drift and verify on the device"
+            "this processor has no VNNI and cannot check --symmetric, whose weights overflow on it: convert on one that "
+            f"has, or {accept} and verify on the device"
         )
-    more = " (int8 of untrained weights always drifts)" if precision == "int8" and parity.centred_cosine < 0.7 else ""
-    return f"{more}; calibrate with --calibration FOLDER, or accept it with --allow-drift"
+    if not calibrated:
+        way = "its ranges are taken at run time, so no calibration changes them: use --precision fp16 here"
+    elif plan.calibration is None:
+        way = "calibrate with faces of your own, --calibration FOLDER"
+    else:
+        way = f"calibrated with {material.calibrated_with}: try other or more faces, or --precision fp16 here"
+    untrained = "int8 of untrained weights always drifts; " if parity.centred_cosine < 0.7 else ""
+    return f"{untrained}{way}, or {accept}"
 
 
 def _finish(folder: Path, material: _Material, plan: Plan, target: Path, artefacts: Sequence[Artefact]) -> None:

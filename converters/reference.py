@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,14 +17,17 @@ from fer_edge.manifest import InputSpec, Source, TextEncoderRef
 
 from .compile_labels import compile_label_sets
 from .graph import EdgeGraph, fold
+from .hub import unread_weights
+from .pixels import CLIP_MEAN, CLIP_STD, Normalize, Statistics, stated
 from .pruning import WHOLE, Pruning, prune
-from .sources import CLIP_MEAN, CLIP_STD, Encoder, made_with, open_encoder, read_projection
+from .sources import Encoder, made_with, open_encoder, read_projection
 
 
 @dataclass(frozen=True)
 class Reference:
     """``graph`` takes uint8 (N, H, W, C) and gives ``feature`` (N, D) and ``logits`` of the first of ``sets``; ``r`` (D,
-    T) takes the vectors of the text encoder ``text`` to the feature space."""
+    T) takes the vectors of the text encoder ``text`` to the feature space; ``notes``: what of the source was used in its own
+    way, or left out, in words."""
 
     encoder: Encoder
     graph: EdgeGraph
@@ -34,6 +36,7 @@ class Reference:
     projection: Source | None
     text: TextEncoderRef
     sets: tuple[LabelSet, ...]
+    notes: tuple[str, ...] = ()
 
 
 def open_reference(
@@ -41,7 +44,7 @@ def open_reference(
     projection: Path | None = None,
     labels: str | None = None,
     prompts: str | None = None,
-    normalize: Literal["auto", "none", "clip"] = "auto",
+    normalize: Normalize = "auto",
     pruning: Pruning = WHOLE,
 ) -> Reference:
     """Read ``source`` (a CLIP folder or id, or a student checkpoint) and ``projection``, prune a CLIP's tower,
@@ -49,12 +52,12 @@ def open_reference(
 
     Raises ConversionError, LabelError or UsageError."""
     encoder = prune(open_encoder(source), pruning)
-    if encoder.architecture == "cnn" and (projection is not None or normalize == "clip"):
+    if encoder.architecture == "cnn" and (projection is not None or normalize not in ("auto", "none")):
         raise UsageError(
-            "a student checkpoint has its own projection and pixels; --projection and --normalize clip go with a CLIP"
+            "a student checkpoint has its own projection and pixels; --projection and --normalize go with a CLIP"
         )
     dim = len(encoder.last)
-    weight, origin = read_projection(projection, dim) if projection else (None, None)
+    weight, origin, notes = read_projection(projection, dim) if projection else (None, None, ())
     r = fold(weight, dim)
     last = r @ encoder.last.astype(np.float64)
     text_r = r if encoder.text_projection is None else encoder.text_projection.astype(np.float64)
@@ -64,14 +67,31 @@ def open_reference(
             f"{projection} was learned with {made['image']['source']}, which is not {source}: its weights differ"
         )
     learned = "clip" if weight is None else made["image"]["settings"]["pixels"] if made else "plain"
-    clip_pixels = normalize == "clip" or (normalize == "auto" and learned == "clip" and encoder.architecture == "vit")
-    channels = 3 if encoder.color == "rgb" else 1
-    mean, std = (CLIP_MEAN, CLIP_STD) if clip_pixels and channels == 3 else ((0.0,) * channels, (1.0,) * channels)
+    (mean, std), pixels = _pixels(encoder, normalize, learned)
     spec = InputSpec(encoder.size, encoder.size, encoder.color, "stretch-bilinear", mean, std)
     text, sets = _label_sets(encoder, labels, prompts, text_r)
     graph = EdgeGraph(encoder.body, last, mean, std, sets[0].constants, sets[0].logit_scale).eval().requires_grad_(False)
     encoder = replace(encoder, text=None)  # lets go of a CLIP's text tower, half a gigabyte of an L/14
-    return Reference(encoder, graph, spec, text_r, origin or _text_side(encoder), text, sets)
+    notes = (*encoder.notes, *notes, *pixels, *unread_weights(source, projection))
+    return Reference(encoder, graph, spec, text_r, origin or _text_side(encoder), text, sets, notes)
+
+
+def _pixels(encoder: Encoder, normalize: Normalize, learned: str) -> tuple[Statistics, tuple[str, ...]]:
+    """(mean and std of every channel, notes). ``learned``: "clip" where the projection, or none, goes with the encoder's own
+    pixels. Raises UsageError."""
+    channels = 3 if encoder.color == "rgb" else 1
+    if isinstance(normalize, tuple):
+        return stated(normalize, channels), ()
+    if encoder.architecture == "cnn" or normalize == "none" or (normalize == "auto" and learned != "clip"):
+        return ((0.0,) * channels, (1.0,) * channels), ()
+    if encoder.pixels == (CLIP_MEAN, CLIP_STD):
+        return encoder.pixels, ()
+    mean, std = encoder.pixels
+    return encoder.pixels, (f"pixels: the source's own mean {_shown(mean)} and std {_shown(std)}, not CLIP's",)
+
+
+def _shown(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)
 
 
 def _label_sets(

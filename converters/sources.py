@@ -19,11 +19,9 @@ from fer_edge.errors import ConversionError
 from fer_edge.labels import LABEL_SETS, LabelSet
 from fer_edge.manifest import Source, TextEncoderRef
 
+from .clip import load_clip
+from .pixels import Statistics, own_pixels
 from .text import TextEncoder, clip_text_encoder, source_name, weights_sha256
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's own normalisation (openai/CLIP ``clip/clip.py``); the released Exp-CLIP heads were trained without any."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,8 @@ class Encoder:
     ``body`` maps (N, C, S, S) to (N, W); ``last`` (D, W) is its bias-free last linear layer. ``text_projection`` (D,
     T): the matrix that takes the text encoder's vectors to the feature space, None when they are there already (CLIP).
     ``prompts``: the built-in prompts it was trained with, None for CLIP. ``architecture`` steers the int8 recipe.
-    ``inherited``: the text encoder and compiled label sets of the teacher whose feature space a student learned."""
+    ``inherited``: the text encoder and compiled label sets of the teacher whose feature space a student learned;
+    ``pixels``: mean and std of its own image processor; ``notes``: what of the source is left out, in words."""
 
     source: Source
     architecture: Literal["vit", "cnn"]
@@ -47,6 +46,8 @@ class Encoder:
     prompts: dict[str, tuple[str, ...]] | None
     label_sets: tuple[str, ...]
     inherited: tuple[TextEncoderRef, tuple[LabelSet, ...]] | None = None
+    pixels: Statistics = ((0.0,), (1.0,))
+    notes: tuple[str, ...] = ()
 
 
 class _ClipBody(nn.Module):
@@ -72,54 +73,11 @@ def open_encoder(source: str) -> Encoder:
     return _open_clip(source)
 
 
-def load_clip(source: str) -> tuple[Any, Any]:
-    """(``transformers.CLIPModel`` in float32, eval mode; its tokenizer) of a folder or id.
-
-    A folder is read without any network. Raises ConversionError when it is not a complete CLIP.
-    """
-    from transformers import AutoConfig, CLIPModel, CLIPTokenizer
-
-    local = Path(source).exists()
-    try:
-        config = AutoConfig.from_pretrained(source, local_files_only=local)
-        if config.model_type != "clip":
-            raise ConversionError(f"{source} is a {config.model_type} model; only CLIPModel checkpoints can be converted")
-        model, info = CLIPModel.from_pretrained(
-            source, local_files_only=local, dtype=torch.float32, output_loading_info=True
-        )
-        tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=local)
-    except ConversionError:
-        raise
-    except Exception as error:  # a damaged file makes transformers and its readers raise what they like
-        raise ConversionError(f"{source} is not a readable CLIP ({reason_of(error)})") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ConversionError(f"{source} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}")
-    _check_tokenizer(model, tokenizer, source)
-    return model.eval(), tokenizer
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error: transformers goes on with advice."""
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-
-
-def _check_tokenizer(model: Any, tokenizer: Any, source: str) -> None:
-    """Refuse a tokenizer that is not this model's: where its files are missing, transformers builds an empty one."""
-    size, end = int(model.config.text_config.vocab_size), model.config.text_config.eos_token_id
-    first, second = (tokenizer(text)["input_ids"] for text in ("a photo of anger.", "a photo of fear."))
-    ids = [*first, *second]
-    # 2 is what old configurations say; transformers then pools at the largest id, whichever it is.
-    pooled = end == 2 or (end in first and end in second)
-    if first == second or not pooled or max(ids) >= size:
-        raise ConversionError(
-            f"{source} has no tokenizer that fits its text encoder; "
-            "vocab.json and merges.txt, or tokenizer.json, must be there"
-        )
-
-
 def _open_clip(source: str) -> Encoder:
-    model, tokenizer = load_clip(source)
+    clip = load_clip(source)
+    model = clip.model
+    size = int(model.config.vision_config.image_size)
+    pixels, processing = own_pixels(source, size)
     vision = {
         k: v
         for k, v in model.state_dict().items()
@@ -130,13 +88,15 @@ def _open_clip(source: str) -> Encoder:
         architecture="vit",
         body=_ClipBody(model.vision_model).eval(),
         last=model.visual_projection.weight.detach().numpy(),
-        size=int(model.config.vision_config.image_size),
+        size=size,
         color="rgb",
         logit_scale=float(model.logit_scale.detach().double().exp()),
-        text=lambda: clip_text_encoder(model, tokenizer, source),
+        text=lambda: clip_text_encoder(clip),
         text_projection=None,
         prompts=None,
         label_sets=tuple(LABEL_SETS),
+        pixels=pixels,
+        notes=(*clip.notes, *processing),
     )
 
 
@@ -182,12 +142,12 @@ def made_with(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def read_projection(path: Path, dim: int) -> tuple[NDArray[np.float32], Source]:
-    """W (P, D) from the reference's ``.pth`` (key ``mlp.weight``, with any prefix) or from safetensors (that key, or
-    its only matrix).
+def read_projection(path: Path, dim: int) -> tuple[NDArray[np.float32], Source, tuple[str, ...]]:
+    """W (P, D), where it came from, and notes on what else the file holds: from the reference's ``.pth`` or safetensors, key
+    ``mlp.weight`` with any prefix, or the only matrix.
 
-    Raises ConversionError when it cannot be read without pickle, has no such key, or does not fit an encoder of ``dim``
-    = D."""
+    Raises ConversionError when it cannot be read without pickle, has no such key, has more layers or a bias, or does not fit
+    an encoder of ``dim`` = D."""
     try:
         tensors = (
             load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
@@ -200,19 +160,40 @@ def read_projection(path: Path, dim: int) -> tuple[NDArray[np.float32], Source]:
         ) from error
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
         tensors = tensors["state_dict"]
-    matrices = (
-        {k: v for k, v in tensors.items() if isinstance(v, Tensor) and v.ndim == 2} if isinstance(tensors, dict) else {}
-    )
-    named = [v for k, v in matrices.items() if k == "mlp.weight" or k.endswith(".mlp.weight")]
-    if len(named) != 1 and len(matrices) == 1:
-        named = list(matrices.values())
-    if len(named) != 1:
-        raise ConversionError(f"{path} has no projection: expected one matrix under the key mlp.weight, found {len(named)}")
-    weight = named[0].float().contiguous()
+    known = {k: v for k, v in tensors.items() if isinstance(v, Tensor)} if isinstance(tensors, dict) else {}
+    key, notes = _projection_key(path, known)
+    weight = known[key].float().contiguous()
     if weight.shape[1] != dim:
         raise ConversionError(
             f"{path} projects features of {weight.shape[1]} numbers, this encoder gives {dim}: they do not belong together"
         )
     if not bool(torch.isfinite(weight).all()):
         raise ConversionError(f"{path} holds NaN or Inf")
-    return weight.numpy(), Source(path.name, weights_sha256({"mlp.weight": weight}))
+    return weight.numpy(), Source(path.name, weights_sha256({"mlp.weight": weight})), notes
+
+
+def _projection_key(path: Path, known: dict[str, Tensor]) -> tuple[str, tuple[str, ...]]:
+    """(the key of W, notes). Raises ConversionError."""
+    matrices = [k for k, v in known.items() if v.ndim == 2]
+    promised = [k for k in matrices if k == "mlp.weight" or k.endswith(".mlp.weight")]
+    chosen = promised if len(promised) == 1 else matrices
+    if len(chosen) != 1:
+        found = f"found {len(promised)}" if promised else f"found {', '.join(sorted(known)[:3]) or 'no tensor'}"
+        raise ConversionError(f"{path} has no projection: expected one matrix under the key mlp.weight, {found}")
+    key = chosen[0]
+    module = key.rpartition(".")[0]
+    others = sorted(k for k in known if k != key)
+    same = [k for k in others if k.rpartition(".")[0] == module or (module and k.startswith(f"{module}."))]
+    changing = [k for k in same if bool(known[k].count_nonzero())]
+    if changing:
+        raise ConversionError(
+            f"{path} holds {changing[0]} beside {key}: Exp-CLIP's projection is one matrix without a bias, and only that "
+            "can be folded into an encoder"
+        )
+    notes = []
+    if not promised:
+        notes.append(f"{path}: there is no key mlp.weight; its only matrix, {key}, was taken for the projection")
+    left = [k for k in others if k not in same]
+    if left:
+        notes.append(f"{path}: {len(left)} other tensors were left out, the first is {left[0]}")
+    return key, tuple(notes)

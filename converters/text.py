@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from fer_edge.errors import LabelError
 from fer_edge.runtime import one_line
 
+from .clip import Clip
+from .hub import check_weights, refuse_adapters, side_file
+
 _PROBE = ("a photo of a face with an expression of happiness.", "Sadness; ANGER -- 2 eyes, 1 mouth")
 
 
@@ -25,13 +28,15 @@ class TextEncoder:
     """One text encoder.
 
     ``kind`` is "clip" or "sentence-transformers"; ``sha256`` identifies the weights and the tokenizer whatever file
-    they came from; ``encode`` maps n sentences to (n, T) float32, unnormalised.
+    they came from; ``encode`` maps n sentences to (n, T) float32, unnormalised; ``notes``: weights that were left out, in
+    words.
     """
 
     kind: str
     source: str
     sha256: str
     encode: Callable[[Sequence[str]], NDArray[np.float32]]
+    notes: tuple[str, ...] = ()
 
 
 def weights_sha256(tensors: dict[str, torch.Tensor], extra: object = None) -> str:
@@ -55,12 +60,13 @@ def shown(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def clip_text_encoder(model: Any, tokenizer: Any, source: str) -> TextEncoder:
-    """Text side of a ``transformers.CLIPModel`` with its tokenizer.
+def clip_text_encoder(clip: Clip) -> TextEncoder:
+    """Text side of a CLIP.
 
     As the reference does it (Exp-CLIP ``models/Exp_CLIP.py``): cut at the context length, pooled at the end-of-text
     token, through CLIP's own text projection.
     """
+    model, tokenizer = clip.model, clip.tokenizer
     limit = int(model.config.text_config.max_position_embeddings)
 
     @torch.inference_mode()
@@ -79,31 +85,33 @@ def clip_text_encoder(model: Any, tokenizer: Any, source: str) -> TextEncoder:
         if k.startswith(("text_model.", "text_projection.")) and "position_ids" not in k
     }
     identity = weights_sha256(side, [tokenizer(text)["input_ids"] for text in _PROBE])
-    return TextEncoder("clip", source_name(source), identity, encode)
+    return TextEncoder("clip", source_name(clip.source), identity, encode, clip.notes)
 
 
 def sentence_encoder(source: str) -> TextEncoder:
-    """A sentence-transformers folder or id that mean-pools a BERT-like model and normalises (MiniLM does)."""
+    """A sentence-transformers folder or id that mean-pools a BERT-like model and normalises (MiniLM does). Raises
+    LabelError."""
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import cached_file
 
     local = Path(source).exists()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        refuse_adapters(source, LabelError)
         model, info = AutoModel.from_pretrained(source, local_files_only=local, output_loading_info=True)
         model = model.float().eval()
-        where = cached_file(
-            source, "1_Pooling/config.json", local_files_only=local, _raise_exceptions_for_missing_entries=False
-        )
-        pooling = json.loads(Path(where).read_text()) if where else {"pooling_mode_mean_tokens": True}
+        pooling = _json(source, "1_Pooling/config.json") or {"pooling_mode_mean_tokens": True}
+        modules = [str(module["type"]).rpartition(".")[2] for module in _json(source, "modules.json") or []]
+    except LabelError:
+        raise
     except Exception as error:  # transformers, its readers and pydantic-like checks raise what they like
         raise LabelError(f"{source} is not a readable sentence encoder ({one_line(error)})") from error
     # The pooler is a layer that mean pooling does not use, and not every checkpoint has it.
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise LabelError(f"{source} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}")
+    notes = check_weights(source, model, info, ("pooler.",), LabelError)
     if not hasattr(model.config, "hidden_size") or not pooling.get("pooling_mode_mean_tokens", False):
         raise LabelError(f"{source} does not use mean pooling; only mean-pooled sentence encoders are supported")
+    more = [name for name in modules if name not in ("Transformer", "Pooling", "Normalize")]
+    if more:
+        raise LabelError(f"{source} has a layer {more[0]} after its pooling, which is not supported")
 
     def encode(sentences: Sequence[str]) -> NDArray[np.float32]:
         tokens = tokenizer(list(sentences), padding=True, truncation=True, max_length=256, return_tensors="pt")
@@ -116,4 +124,9 @@ def sentence_encoder(source: str) -> TextEncoder:
 
     side = {k: v for k, v in model.state_dict().items() if "position_ids" not in k}
     identity = weights_sha256(side, [tokenizer(text)["input_ids"] for text in _PROBE])
-    return TextEncoder("sentence-transformers", source_name(source), identity, encode)
+    return TextEncoder("sentence-transformers", source_name(source), identity, encode, notes)
+
+
+def _json(source: str, name: str) -> Any:
+    file = side_file(source, name)
+    return json.loads(file.read_text(encoding="utf-8")) if file else None

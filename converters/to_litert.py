@@ -6,9 +6,8 @@ run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
 from pathlib import Path
-from typing import Literal
 
 import litert_torch
 import numpy as np
@@ -25,39 +24,39 @@ from ai_edge_quantizer.qtyping import (
 from ai_edge_quantizer.utils import qsv_utils
 from numpy.typing import NDArray
 
-from .graph import EdgeGraph
+from .exporter import Export
 
 _SIGNATURE = "serving_default"
 _LOGITS = "^serving_default_logits_output"
 _STATIC_OPS = (TFLOperationName.CONV_2D, TFLOperationName.DEPTHWISE_CONV_2D, TFLOperationName.PAD)
 
 
-def export(
-    graph: EdgeGraph,
-    example: NDArray[np.uint8],
-    precisions: Sequence[str],
-    calibration: NDArray[np.uint8],
-    architecture: Literal["vit", "cnn"],
-    folder: Path,
-) -> dict[str, list[str]]:
-    """Write the artefacts into ``folder``; precision -> file names."""
-    plain = folder / "litert-fp32.tflite"
+def trace(export: Export) -> Path:
+    """The float model, a file."""
+    plain = export.scratch / "plain.tflite"
     with torch.no_grad():
-        model = litert_torch.convert(graph, sample_kwargs={"image": torch.from_numpy(example)})
+        model = litert_torch.convert(export.graph, sample_kwargs={"image": torch.from_numpy(export.example)})
     plain.write_bytes(model.model_content())  # its own writer ends the process without a word when the disk is full
-    files = {}
-    for precision in precisions:
-        name = f"litert-{precision}.tflite"
-        if precision == "fp16":
-            _quantized(_fp16(plain), folder / name)
-        elif precision == "int8" and architecture == "vit":
-            _quantized(_dynamic(plain), folder / name)
-        elif precision == "int8":
-            _static(plain, folder / name, calibration)
-        files[precision] = [name]
-    if "fp32" not in precisions:
-        plain.unlink()
-    return files
+    return plain
+
+
+def write(traced: Path, precision: str, export: Export, folder: Path) -> list[str]:
+    """Write one artefact into ``folder``; its file's name."""
+    name = f"litert-{precision}.tflite"
+    if precision == "fp32":
+        shutil.copyfile(traced, folder / name)
+    elif precision == "fp16":
+        _quantized(_fp16(traced), folder / name)
+    elif calibrated(export):
+        _static(traced, folder / name, export.calibration)
+    else:
+        _quantized(_dynamic(traced), folder / name)
+    return [name]
+
+
+def calibrated(export: Export) -> bool:
+    """Of a student; a ViT's ranges are taken at run time."""
+    return export.architecture == "cnn"
 
 
 def _fp16(plain: Path) -> quantizer.Quantizer:

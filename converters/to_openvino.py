@@ -3,9 +3,8 @@ float."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nncf
 import numpy as np
@@ -14,30 +13,33 @@ import torch
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 from numpy.typing import NDArray
 
-from .graph import EdgeGraph
+from .exporter import Export
+
+_PRODUCTS = ("MatMul", "ScaledDotProductAttention")
 
 
-def export(
-    graph: EdgeGraph,
-    example: NDArray[np.uint8],
-    precisions: Sequence[str],
-    calibration: NDArray[np.uint8],
-    architecture: Literal["vit", "cnn"],
-    folder: Path,
-) -> dict[str, list[str]]:
-    """Write the artefacts into ``folder``; precision -> file names, the one an engine opens first."""
+def trace(export: Export) -> Any:
+    """The float model."""
+    example = export.example
     with torch.no_grad():
-        model = ov.convert_model(graph, example_input=torch.from_numpy(example), input=list(example.shape))
+        model = ov.convert_model(export.graph, example_input=torch.from_numpy(example), input=list(example.shape))
     for output, name in zip(model.outputs, ("feature", "logits"), strict=True):
         output.get_tensor().set_names({name})
     model.inputs[0].get_tensor().set_names({"image"})
-    files = {}
-    for precision in precisions:
-        stem = f"openvino-{precision}"
-        written = _int8(model, calibration, architecture) if precision == "int8" else model
-        ov.save_model(written, folder / f"{stem}.xml", compress_to_fp16=precision == "fp16")
-        files[precision] = [f"{stem}.xml", f"{stem}.bin"]
-    return files
+    return model
+
+
+def write(traced: Any, precision: str, export: Export, folder: Path) -> list[str]:
+    """Write one artefact into ``folder``; its files' names, the graph's first."""
+    stem = f"openvino-{precision}"
+    model = _int8(traced, export.calibration, export.architecture) if precision == "int8" else traced
+    ov.save_model(model, folder / f"{stem}.xml", compress_to_fp16=precision == "fp16")
+    return [f"{stem}.xml", f"{stem}.bin"]
+
+
+def calibrated(export: Export) -> bool:
+    """Always: NNCF measures the ranges."""
+    return True
 
 
 def _int8(model: Any, calibration: NDArray[np.uint8], architecture: str) -> Any:
@@ -62,7 +64,7 @@ def _whole_range() -> Any:
 
 def _kept_in_float(model: Any) -> list[str]:
     """The head; and where tokens are merged, products of two activations: they choose and gather tokens, and 8 bits choose
-    others."""
+    others. Attention is two such products in one operator."""
     ops = model.get_ordered_ops()
     if not any(op.get_type_name() == "TopK" for op in ops):
         return _head(model)
@@ -72,7 +74,7 @@ def _kept_in_float(model: Any) -> list[str]:
         known = [name in constant for name in inputs]
         if op.get_type_name() == "Constant" or (inputs and all(known)):
             constant.add(op.get_friendly_name())
-        elif op.get_type_name() == "MatMul" and not any(known):
+        elif op.get_type_name() in _PRODUCTS and not any(known[:2]):  # attention has a constant scale, too
             products.append(op.get_friendly_name())
     head = _head(model)
     return [*head, *(name for name in products if name not in head)]

@@ -43,18 +43,17 @@ class Products(nn.Module):
 
 def write_probe(folder: Path) -> None:
     """Write the artefacts of every runtime and precision into ``folder``."""
-    from fer_edge.converters.to_litert import export as to_litert
-    from fer_edge.converters.to_onnx import export as to_onnx
-    from fer_edge.converters.to_openvino import export as to_openvino
+    from fer_edge.converters.exporter import Export, load_exporter, write_all
+    from fer_edge.engines import RUNTIMES
 
     picks = np.random.default_rng(0)
     crops = picks.integers(0, 256, (16, SIDE, SIDE, 3), dtype=np.uint8)
     last, constants = np.eye(2, CHANNELS), np.eye(2, dtype=np.float32)
     graph = EdgeGraph(Products(), last, (0.0,) * 3, (1.0,) * 3, constants, 1.0).eval()
     folder.mkdir(parents=True, exist_ok=True)
-    to_openvino(graph, crops[:1], PRECISIONS, crops, "cnn", folder)
-    to_litert(graph, crops[:1], PRECISIONS, crops, "cnn", folder)
-    to_onnx(graph, crops[:1], PRECISIONS, crops, "cnn", False, folder)
+    for runtime in RUNTIMES:
+        with tempfile.TemporaryDirectory() as scratch:
+            write_all(load_exporter(runtime), Export(graph, crops, "cnn", False, Path(scratch)), PRECISIONS, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -84,6 +84,31 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def clip_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random CLIP with a projection of 256 rows, of every runtime and precision; the CLIP lies beside it in clip/,
+    its projection in head.pth. Not to be changed."""
+    from learning import small_clip
+
+    from fer_edge.converters.convert import Plan, convert
+
+    folder = tmp_path_factory.mktemp("converted")
+    clip = small_clip(folder, 256)
+    plan = Plan(projection=folder / "head.pth", precisions=("fp32", "fp16", "int8"), allow_drift=True)
+    return convert(str(clip), folder / "bundle", plan).bundle.folder
+
+
+@pytest.fixture(scope="session")
+def student_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint, of every runtime and precision, calibrated with the shipped face. Not to be changed."""
+    from learning import STUDENT
+
+    from fer_edge.converters.convert import Plan, convert
+
+    plan = Plan(precisions=("fp32", "fp16", "int8"))
+    return convert(str(STUDENT), tmp_path_factory.mktemp("student") / "bundle", plan).bundle.folder
+
+
+@pytest.fixture(scope="session")
 def run() -> Results:
     """A benchmark of every engine on the embedded default, one thread, all scenarios, two processes each."""
     from dataclasses import replace

@@ -12,7 +12,6 @@ import fer_edge
 from fer_edge.benchmarks.evaluate import evaluate
 from fer_edge.bundle import golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
-from fer_edge.converters.convert import Plan, convert
 from fer_edge.engines import RUNTIMES
 from fer_edge.labelled import read_faces
 
@@ -71,14 +70,11 @@ def test_no_face_of_the_research_data_ships(data: Path) -> None:
         assert not crops & {image.tobytes() for image in z["images"]}
 
 
-def test_it_is_made_from_the_shipped_checkpoint(root: Path, tmp_path: Path) -> None:
-    made = convert(str(root / CHECKPOINT), tmp_path / "b", Plan(runtimes=("openvino",), precisions=("fp32",))).manifest
-    shipped = open_bundle(DEFAULT_BUNDLE).manifest
-    assert made.encoder.sha256 == shipped.encoder.sha256
-    assert made.text_encoder == shipped.text_encoder
-    np.testing.assert_allclose(
-        golden_set(open_bundle(tmp_path / "b")).features, golden_set(open_bundle(DEFAULT_BUNDLE)).features, atol=1e-4
-    )
+def test_it_is_made_from_the_shipped_checkpoint(student_bundle: Path) -> None:
+    made, shipped = open_bundle(student_bundle), open_bundle(DEFAULT_BUNDLE)
+    assert made.manifest.encoder.sha256 == shipped.manifest.encoder.sha256
+    assert made.manifest.text_encoder == shipped.manifest.text_encoder
+    np.testing.assert_allclose(golden_set(made).features, golden_set(shipped).features, atol=1e-4)
 
 
 def test_the_first_example_of_the_readme_is_true(root: Path) -> None:

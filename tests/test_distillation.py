@@ -16,9 +16,9 @@ import fer_edge
 from fer_edge.accuracy import war_uar
 from fer_edge.bundle import label_set, open_bundle, text_projection
 from fer_edge.cli import main
+from fer_edge.converters.clip import load_clip
 from fer_edge.converters.convert import Plan, convert
 from fer_edge.converters.graph import class_constants, fold
-from fer_edge.converters.sources import load_clip
 from fer_edge.converters.student.augment import Strength, mirrored, view
 from fer_edge.converters.student.device import native_bf16
 from fer_edge.converters.student.faces import load_pictures
@@ -68,7 +68,7 @@ def test_a_student_moves_into_its_teachers_space(tables: Path, tmp_path: Path) -
     np.testing.assert_array_equal(made.text_projection.numpy(), known.r)
     file = tmp_path / "s.safetensors"
     save_student(file, made)
-    converted = convert(str(file), tmp_path / "b", Plan(**FP32_OPENVINO))
+    converted = convert(str(file), tmp_path / "b", Plan(**FP32_OPENVINO)).bundle
     assert converted.manifest.text_encoder == known.text
     assert converted.manifest.default_labels == known.sets[0].name == "ferplus8"
     assert [ref.name for ref in converted.manifest.label_sets] == [s.name for s in known.sets]
@@ -82,7 +82,7 @@ def test_a_student_moves_into_its_teachers_space(tables: Path, tmp_path: Path) -
     with pytest.raises(fer_edge.UsageError, match="took its label sets"):
         convert(str(file), tmp_path / "p", Plan(labels="mafw11", **FP32_OPENVINO))
     assert not (tmp_path / "p").exists()
-    chosen = convert(str(file), tmp_path / "c", Plan(labels="rafdb7", **FP32_OPENVINO))
+    chosen = convert(str(file), tmp_path / "c", Plan(labels="rafdb7", **FP32_OPENVINO)).bundle
     assert chosen.manifest.default_labels == "rafdb7"
     # It can teach in turn: what it took over, it hands on.
     assert [s.name for s in open_teacher(str(file)).sets] == [s.name for s in known.sets]
@@ -129,7 +129,7 @@ def test_from_a_clip_to_a_students_bundle_with_new_words(
     assert re.search(r"epoch 1/1  loss \d\.\d{4}  \d+ s", err)
     assert command("convert", student, "-o", made, "--runtime", "openvino", "--precision", "fp32", "--json") == 0
     out, _ = capfd.readouterr()
-    encoder = clip_text_encoder(*load_clip(str(clip)), str(clip))
+    encoder = clip_text_encoder(load_clip(str(clip)))
     manifest = open_bundle(made).manifest
     assert (manifest.text_encoder.kind, manifest.text_encoder.sha256) == ("clip", encoder.sha256)
     assert {ref.name: ref.labels for ref in manifest.label_sets} == dict(LABEL_SETS)

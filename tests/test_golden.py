@@ -13,20 +13,11 @@ from numpy.typing import NDArray
 import fer_edge
 from fer_edge.bundle import MIN_CROPS, Golden, golden_set, label_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE, choose_artefact, open_session
-from fer_edge.converters.convert import Plan, convert
+from fer_edge.converters.convert import Plan
+from fer_edge.converters.exporter import Export, load_exporter, write_all
 from fer_edge.engines import RUNTIMES
 from fer_edge.golden import BARS, compare, measure, with_floors
 from fer_edge.labels import LabelSet
-from lab.random_clip import write_clip
-
-
-@pytest.fixture(scope="module")
-def clip_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny colour CLIP at fp32 for every runtime."""
-    folder = tmp_path_factory.mktemp("golden")
-    write_clip(folder / "clip", dim=32, width=48, layers=2, heads=4, patch=8, image=32)
-    convert(str(folder / "clip"), folder / "bundle", Plan(precisions=("fp32",), normalize="none"))
-    return folder / "bundle"
 
 
 def run_of(bundle: Path, runtime: str) -> tuple[object, Golden, LabelSet]:
@@ -54,6 +45,7 @@ def test_the_right_artefact_passes_and_bgr_fails(clip_bundle: Path, runtime: str
 def test_permuted_weights_and_a_constant_fail(runtime: str, tmp_path: Path) -> None:
     """Real artefacts, converted from a student whose weights were permuted, or whose last layer was made constant."""
     from fer_edge.converters import convert as conversion
+    from fer_edge.runtime import open_model
 
     source = Path(conversion.__file__).parent / "student" / "student48.safetensors"
     opened = open_bundle(DEFAULT_BUNDLE)
@@ -63,9 +55,10 @@ def test_permuted_weights_and_a_constant_fail(runtime: str, tmp_path: Path) -> N
     def passes(name: str) -> list[str]:
         folder = tmp_path / name
         folder.mkdir()
-        files = conversion._export(runtime, material, Plan(precisions=("fp32",)), folder)["fp32"]
-        from fer_edge.runtime import open_model
 
+        export = Export(material.reference.graph, material.calibration, "cnn", False, tmp_path / f"{name}-scratch")
+        export.scratch.mkdir()
+        files = write_all(load_exporter(runtime), export, ("fp32",), folder)["fp32"]
         session = open_model(runtime, [folder / f for f in files], "fp32", None, 1)
         return measure(session.run, golden, labels).misses(BARS["int8"])
 

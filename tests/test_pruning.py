@@ -19,14 +19,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import fer_edge
 from fer_edge.cli import cli
 from fer_edge.converters.convert import Plan, convert
+from fer_edge.converters.crops import augmented
+from fer_edge.converters.exporter import Export, load_exporter, write_all
 from fer_edge.converters.pruning import MergingTower, Pruning, merge, prune
+from fer_edge.converters.reference import open_reference
 from fer_edge.converters.sources import open_encoder
 from fer_edge.converters.student.faces import load_faces
 from fer_edge.converters.student.recipe import TrainingData, TrainingPlan
 from fer_edge.converters.student.run import Run
 from fer_edge.converters.student.sentences import descriptions, stored_sentences
 from fer_edge.converters.student.train import run_epochs
-from fer_edge.engines import RUNTIMES
 from fer_edge.labels import LABEL_SETS
 from lab.pruning_figures import RECIPE, compared
 from lab.random_clip import write_clip
@@ -113,15 +115,16 @@ def test_no_layer_merges_more_than_there_is(clip: Path) -> None:
 
 
 @pytest.mark.parametrize("pruning", [Pruning(24, 2), Pruning(16, 100)], ids=["a few", "down to two tokens"])
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_every_engine_computes_it(clip: Path, runtime: str, pruning: Pruning, tmp_path: Path) -> None:
+def test_every_engine_computes_it(clip: Path, pruning: Pruning, tmp_path: Path) -> None:
     """Parity of the artefact with the lighter float graph is checked by the conversion, with fp32's bars."""
-    bundle = convert(str(clip), tmp_path / "b", Plan(runtimes=(runtime,), precisions=("fp32",), pruning=pruning))
+    bundle = convert(str(clip), tmp_path / "b", Plan(precisions=("fp32",), pruning=pruning)).bundle
+    assert [artefact.runtime for artefact in bundle.manifest.artefacts] == ["openvino", "litert", "onnxruntime"]
     assert bundle.manifest.input.size == (pruning.input_size, pruning.input_size)
     assert bundle.manifest.encoder.source == f"clip ({pruning})"
-    with fer_edge.load(bundle.folder, runtime=runtime) as clf:
-        scores = clf.predict(np.full((40, 40, 3), 90, np.uint8)).scores
-    assert math.isclose(sum(scores.values()), 1.0, rel_tol=1e-5)
+    for artefact in bundle.manifest.artefacts:
+        with fer_edge.load(bundle.folder, runtime=artefact.runtime) as clf:
+            scores = clf.predict(np.full((40, 40, 3), 90, np.uint8)).scores
+        assert math.isclose(sum(scores.values()), 1.0, rel_tol=1e-5)
 
 
 def test_eight_bits_choose_the_same_tokens(data: Path, tmp_path: Path) -> None:
@@ -129,22 +132,39 @@ def test_eight_bits_choose_the_same_tokens(data: Path, tmp_path: Path) -> None:
     write_clip(tmp_path / "clip", dim=64, width=96, layers=4, heads=4, patch=8, image=64)
     faces = data / "lfw_expressions" / "surprise"
     plan = Plan(runtimes=("onnxruntime",), calibration=faces, calibration_count=64, pruning=Pruning(None, 6))
-    (artefact,) = convert(str(tmp_path / "clip"), tmp_path / "b", plan).manifest.artefacts
+    (artefact,) = convert(str(tmp_path / "clip"), tmp_path / "b", plan).bundle.manifest.artefacts
     assert artefact.parity["centred_cosine"] > 0.95
 
 
 def test_openvino_chooses_in_float_too(clip: Path, tmp_path: Path) -> None:
-    """No product of two activations has a quantized input; those with weights have."""
-    plan = Plan(runtimes=("openvino",), pruning=Pruning(None, 2), allow_drift=True)
-    convert(str(clip), tmp_path / "b", plan)
-    ops = ov.Core().read_model(tmp_path / "b" / "openvino-int8.xml").get_ordered_ops()
+    """No product of two activations has a quantized input, and attention is two of them; those with weights have."""
+    graph = open_reference(str(clip), pruning=Pruning(None, 2)).graph
+    export = Export(graph, augmented(8, 32, "rgb", 11), "vit", False, tmp_path)
+    write_all(load_exporter("openvino"), export, ("int8",), tmp_path)
+    ops = ov.Core().read_model(tmp_path / "openvino-int8.xml").get_ordered_ops()
     quantized: dict[bool, set[bool]] = {True: set(), False: set()}
-    for op in (op for op in ops if op.get_type_name() == "MatMul"):
-        inputs = [value.get_node().get_type_name() for value in op.input_values()]
-        weights = any(_from_constants(value.get_node()) for value in op.input_values())
-        quantized[weights].add("FakeQuantize" in inputs)
+    products = [op for op in ops if op.get_type_name() in ("MatMul", "ScaledDotProductAttention")]
+    assert {op.get_type_name() for op in products} == {"MatMul", "ScaledDotProductAttention"}
+    for op in products:
+        inputs = [value.get_node() for value in op.input_values()][:2]  # attention has a mask and a scale, too
+        quantized[any(map(_from_constants, inputs))].add("FakeQuantize" in [node.get_type_name() for node in inputs])
     assert quantized[False] == {False}
     assert True in quantized[True]
+
+
+def test_openvino_answers_right_and_always_the_same_or_is_refused(clip: Path, tmp_path: Path) -> None:
+    """With attention in 8 bits the engine read what it never wrote, on processors with AMX int8: two runs gave two answers,
+    and a centred cosine of 0.08."""
+    plan = Plan(("openvino",), ("fp32", "int8"), pruning=Pruning(None, 2), allow_drift=True, require_all=False)
+    conversion = convert(str(clip), tmp_path / "b", plan)
+    parity = {artefact.precision: artefact.parity for artefact in conversion.bundle.manifest.artefacts}
+    if conversion.failed:
+        (failure,) = conversion.failed
+        assert failure.reason.startswith("answers differently from run to run: a fault of openvino 20")
+        assert list(parity) == ["fp32"]
+    else:
+        assert parity["int8"]["centred_cosine"] > 0.97
+        assert parity["int8"]["repeatable"] == 1
 
 
 def _from_constants(op: Any) -> bool:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from fer_edge.converters import to_onnx
+from fer_edge.converters import to_onnxruntime
 from fer_edge.converters.crops import augmented
+from fer_edge.converters.exporter import Export, load_exporter, write_all
 from fer_edge.converters.graph import EdgeGraph
 from fer_edge.converters.rounding import WEIGHT_LIMIT, rounded
 
@@ -88,10 +89,11 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     crops = augmented(64, SIZE, "rgb", seed=1)
     files = {}
     with pytest.MonkeyPatch.context() as patch:
-        for name, rounding in (("int8", to_onnx.round_for_outputs), ("each", lambda *_: None)):
-            patch.setattr(to_onnx, "round_for_outputs", rounding)
+        for name, rounding in (("int8", to_onnxruntime.round_for_outputs), ("each", lambda *_: None)):
+            patch.setattr(to_onnxruntime, "round_for_outputs", rounding)
             folder = tmp_path_factory.mktemp(name)
-            to_onnx.export(graph, crops[:1], ("fp32", "int8"), crops, "cnn", False, folder)
+            export = Export(graph, crops, "cnn", False, tmp_path_factory.mktemp("scratch"))
+            write_all(load_exporter("onnxruntime"), export, ("fp32", "int8"), folder)
             files[name] = folder / "onnxruntime-int8.onnx"
             files["fp32"] = folder / "onnxruntime-fp32.onnx"
     return files

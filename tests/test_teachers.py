@@ -14,9 +14,9 @@ from torch import Tensor
 
 import fer_edge
 from fer_edge.bundle import open_bundle
+from fer_edge.converters.clip import load_clip
 from fer_edge.converters.crops import augmented
 from fer_edge.converters.graph import class_constants
-from fer_edge.converters.sources import load_clip
 from fer_edge.converters.student import teachers as teaching
 from fer_edge.converters.student.augment import Strength, mirrored, view
 from fer_edge.converters.student.network import load_student
@@ -42,7 +42,7 @@ def own_similarities(kind: str, pictures: NDArray[np.uint8], bundle: Path, clip:
     with its head may be turned, its cosines may not."""
     with torch.inference_mode():
         if kind == "clip":
-            model, _ = load_clip(str(clip))
+            model = load_clip(str(clip)).model
             head = torch.load(clip.parent / "head.pth")["module.projection_head.mlp.weight"]
             pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
             seen = model.vision_model(pixel_values=pixels).pooler_output
@@ -86,7 +86,7 @@ def test_a_teachers_text_side(teacher: Teacher, bundle: Path, clip: Path, reques
     """Its R takes its text encoder's vectors to its constants, and its default label set comes first."""
     kind = request.node.callspec.params["teacher"]
     if kind == "clip":
-        encoder = clip_text_encoder(*load_clip(str(clip)), str(clip))
+        encoder = clip_text_encoder(load_clip(str(clip)))
         prompts, encode = "a photo of a face with an expression of fear.", encoder.encode
         assert (teacher.text.kind, teacher.text.sha256) == ("clip", encoder.sha256)
         expected = class_constants([[prompts]], encode, teacher.r)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -182,6 +183,18 @@ def bert(folder: Path, pooling: str | None = None) -> Path:
     return folder
 
 
+def dense(folder: Path) -> Path:
+    """As sentence-transformers lists the layers of a model that ends in a matrix product."""
+    kinds = ("Transformer", "Pooling", "Dense")
+    (folder / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.models.{kind}"} for kind in kinds]))
+    return folder
+
+
+def adapted(folder: Path) -> Path:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    return folder
+
+
 def test_a_sentence_encoder_is_whole_or_none(tmp_path: Path) -> None:
     """transformers fills missing weights with random numbers, other ones at every run."""
     from safetensors.torch import load_file, save_file
@@ -198,6 +211,8 @@ def test_a_sentence_encoder_is_whole_or_none(tmp_path: Path) -> None:
         (tmp_path / "less", "not a readable sentence encoder"),
         (bert(tmp_path / "cls", '{"pooling_mode_cls_token": true}'), "mean pooling"),
         (bert(tmp_path / "half", '{"pooling_mode'), "not a readable sentence encoder"),
+        (dense(bert(tmp_path / "dense")), "a layer Dense after its pooling"),
+        (adapted(bert(tmp_path / "adapted")), "merge_and_unload"),
     ):
         with pytest.raises(fer_edge.LabelError, match=words):
             sentence_encoder(str(folder))

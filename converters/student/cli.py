@@ -157,6 +157,8 @@ def train(
         known = tuple(open_teacher(t, head, device, bf16=bf16) for t, head in zip(teachers, heads, strict=True))
         plan = plan_training(faces, known, bf16=bf16, **options)
     ran = {"device": device, "arithmetic": "bf16" if bf16 else "fp32"}
+    for note in (note for teacher in known for note in teacher.notes):
+        say(f"Note: {note}")
     count = f"{len(known)} teacher{'' if len(known) == 1 else 's'}"
     say(f"{len(plan.data.train.images)} faces, {count}, on {device} in {ran['arithmetic']}")
     with fraction(sys.stderr, "training") as progress:

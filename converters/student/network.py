@@ -231,6 +231,10 @@ def load_student(path: Path) -> StudentCheckpoint:
         # Version 1 had no label sets, and the text encoder stood in meta.
         text = TextEncoderRef(**header.get("text_encoder", header["meta"].get("text_encoder")))
         sets = tuple(_label_set(s, tensors[f"constants.{s['name']}"]) for s in header.get("label_sets", []))
+        known = {"text_projection", *(f"constants.{s.name}" for s in sets)}
+        odd = sorted(name for name in tensors if name not in known and not name.startswith("student."))
+        if odd:
+            raise ConversionError(f"{path} holds {odd[0]}, which a student checkpoint has no place for")
         scale, meta = float(header["scale"]), header["meta"]
         return StudentCheckpoint(student.eval(), tensors["text_projection"], scale, text, sets, meta)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import fer_edge
 from fer_edge.bundle import label_set, open_bundle, text_projection
+from fer_edge.engines import installed
 from fer_edge.errors import ConversionError
 from fer_edge.image import ImageLike
 from fer_edge.labels import LabelSet, softmax
@@ -33,7 +34,8 @@ CHUNK = 128
 @dataclass(frozen=True)
 class Teacher:
     """``features`` maps uint8 crops (N, size, size, C) to (N, D), unnormalised. ``sets`` are its label sets, the default one
-    first; ``r`` (D, T) takes vectors of the text encoder ``text`` to its feature space."""
+    first; ``r`` (D, T) takes vectors of the text encoder ``text`` to its feature space; ``notes``: what of its source was
+    used in its own way, or left out."""
 
     name: str
     sha256: str
@@ -43,6 +45,7 @@ class Teacher:
     sets: tuple[LabelSet, ...]
     text: TextEncoderRef
     r: NDArray[np.float32]
+    notes: tuple[str, ...] = ()
 
     def constants(self, labels: Sequence[str]) -> tuple[NDArray[np.float32], float]:
         """Constants (K, D) of ``labels`` and the scale over the temperature, from the first label set that has them all.
@@ -76,14 +79,17 @@ def open_teacher(source: str, projection: Path | None = None, device: str = "cpu
 
     spec = reference.spec
     r = reference.r.astype(np.float32)
-    return Teacher(source, sha, spec.height, spec.color, features, reference.sets, reference.text, r)
+    return Teacher(source, sha, spec.height, spec.color, features, reference.sets, reference.text, r, reference.notes)
 
 
 def _bundle_teacher(path: Path) -> Teacher:
-    bundle, clf = open_bundle(path), fer_edge.load(path)
+    """Answers in the highest precision that an installed engine can open: what a teacher rounds, its students learn."""
+    bundle = open_bundle(path)
     spec, manifest = bundle.manifest.input, bundle.manifest
     if spec.height != spec.width:
         raise ConversionError(f"{path} takes pictures of {spec.width} x {spec.height}; teachers take squares")
+    offered = {a.precision for a in manifest.artefacts if installed(a.runtime)}
+    clf = fer_edge.load(path, precision=next((p for p in ("fp32", "fp16", "int8") if p in offered), None))
     names = sorted((ref.name for ref in manifest.label_sets), key=lambda name: name != manifest.default_labels)
     sets = tuple(label_set(bundle, name) for name in names)
     name, text = f"{path.name} ({clf.runtime} {clf.precision})", manifest.text_encoder

@@ -23,7 +23,9 @@ from torch.nn import functional as F
 from fer_edge.errors import ConversionError, UsageError
 from fer_edge.image import ImageLike, to_input
 
-from ..sources import CLIP_MEAN, CLIP_STD, open_encoder, reason_of
+from ..hub import reason_of
+from ..pixels import CLIP_MEAN, CLIP_STD, Statistics
+from ..sources import open_encoder
 from ..text import source_name, weights_sha256
 from .cache import Side, Source
 from .text_vectors import descriptions_source, vectors_source
@@ -76,15 +78,19 @@ def open_sources(wanted: Wanted) -> tuple[tuple[Source, float], Source]:
 
 def image_source(clip: str, pixels: Pixels = "plain", device: str = "cpu", batch: int = 64) -> tuple[Source, float]:
     """(image features E(x) of a CLIP, unnormalised and before any projection, and its logit scale). ``pixels``: "plain",
-    value / 255, as the released heads were trained; "clip", with CLIP's mean and std. Raises ConversionError."""
+    value / 255, as the released heads were trained; "clip", with the CLIP's own mean and std. Raises ConversionError."""
     encoder = open_encoder(clip)
     if encoder.architecture != "vit":
         raise ConversionError(f"{clip} is a student; its projection is learned with it. Give a CLIP")
     half = device != "cpu"
     body = encoder.body.to(device)
     last = torch.from_numpy(encoder.last).to(device)
-    run = _Batches(lambda x: F.linear(body(x).float(), last), encoder.size, _statistics(pixels), device, half, batch)
-    side = Side(encoder.source.source, encoder.source.sha256, len(encoder.last), {"pixels": pixels, "half": str(half)})
+    statistics = _statistics(pixels, encoder.pixels)
+    run = _Batches(lambda x: F.linear(body(x).float(), last), encoder.size, statistics, device, half, batch)
+    settings = {"pixels": pixels, "half": str(half)}
+    if pixels == "clip" and encoder.pixels != (CLIP_MEAN, CLIP_STD):
+        settings["statistics"] = str(encoder.pixels)
+    side = Side(encoder.source.source, encoder.source.sha256, len(encoder.last), settings)
     return Source(side, lambda pictures, names: run(pictures), batch), encoder.logit_scale
 
 
@@ -186,10 +192,10 @@ def _check_tokens(source: str, tokens: Sequence[int], text: Any) -> None:
         )
 
 
-def _statistics(pixels: Pixels) -> tuple[Tensor, Tensor] | None:
+def _statistics(pixels: Pixels, own: Statistics = (CLIP_MEAN, CLIP_STD)) -> tuple[Tensor, Tensor] | None:
     if pixels == "plain":
         return None
-    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in own)
     return mean, std
 
 

@@ -3,9 +3,10 @@ for TensorRT); fp16 with float inputs and outputs. The head stays in float."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,8 +16,12 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from .graph import EdgeGraph
+from .exporter import Export
 from .rounding import round_for_outputs
+
+OPSET = 18
+"""The lowest that torch's exporter writes without a version converter, which fails on a ReduceMean. NPU compilers take up to
+19 (RKNN-Toolkit2 2.5), ONNX Runtime 1.18 up to 21."""
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -28,41 +33,40 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return None if crop is None else {"image": crop[None]}
 
 
-def export(
-    graph: EdgeGraph,
-    example: NDArray[np.uint8],
-    precisions: Sequence[str],
-    calibration: NDArray[np.uint8],
-    architecture: Literal["vit", "cnn"],
-    symmetric: bool,
-    folder: Path,
-) -> dict[str, list[str]]:
-    """Write the artefacts into ``folder``; precision -> file names. ``symmetric``: int8 activations with zero point 0,
-    as TensorRT wants."""
-    plain = folder / "onnxruntime-fp32.onnx"
+def trace(export: Export) -> Path:
+    """The float model, a file."""
+    plain = export.scratch / "plain.onnx"
     torch.onnx.export(
-        graph,
-        (torch.from_numpy(example),),
+        export.graph,
+        (torch.from_numpy(export.example),),
         str(plain),
         dynamo=True,
         input_names=["image"],
         output_names=["feature", "logits"],
+        opset_version=OPSET,
         external_data=False,
         verbose=False,
     )
     _forget_origin(plain)
-    files = {}
-    for precision in precisions:
-        name = f"onnxruntime-{precision}.onnx"
-        if precision == "fp16":
-            model = onnx.load(plain)
-            onnx.save(convert_float_to_float16(model, keep_io_types=True, node_block_list=_head(model)), folder / name)
-        elif precision == "int8":
-            _int8(plain, folder / name, calibration, architecture, symmetric)
-        files[precision] = [name]
-    if "fp32" not in precisions:
-        plain.unlink()
-    return files
+    return plain
+
+
+def write(traced: Path, precision: str, export: Export, folder: Path) -> list[str]:
+    """Write one artefact into ``folder``; its file's name."""
+    name = f"onnxruntime-{precision}.onnx"
+    if precision == "fp32":
+        shutil.copyfile(traced, folder / name)
+    elif precision == "fp16":
+        model = onnx.load(traced)
+        onnx.save(convert_float_to_float16(model, keep_io_types=True, node_block_list=_head(model)), folder / name)
+    else:
+        _int8(traced, folder / name, export)
+    return [name]
+
+
+def calibrated(export: Export) -> bool:
+    """Always: the ranges are measured."""
+    return True
 
 
 def _forget_origin(file: Path) -> None:
@@ -76,29 +80,26 @@ def _forget_origin(file: Path) -> None:
     onnx.save(model, file)
 
 
-def _int8(plain: Path, target: Path, calibration: NDArray[np.uint8], architecture: str, symmetric: bool) -> None:
-    prepared = target.with_suffix(".prepared")
-    try:
-        quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(target),
-            _Reader(calibration),
-            quant_format=QuantFormat.QDQ,
-            # Of a ViT only the products: softmax, layer norm and GELU lose more in 8 bits than they cost in float.
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"] if architecture == "vit" else None,
-            per_channel=True,
-            # Without VNNI, x86 adds two products of 8 bits in 16: with weights of 8 bits the sum overflows, unseen.
-            reduce_range=not symmetric,
-            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=_kept_in_float(onnx.load(prepared)),
-            extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
-        )
-        if architecture == "cnn" and not symmetric:  # symmetric weights overflow where this may be running
-            round_for_outputs(target, prepared, calibration)
-    finally:
-        prepared.unlink(missing_ok=True)
+def _int8(plain: Path, target: Path, export: Export) -> None:
+    prepared = export.scratch / "prepared.onnx"
+    quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
+    quantize_static(
+        str(prepared),
+        str(target),
+        _Reader(export.calibration),
+        quant_format=QuantFormat.QDQ,
+        # Of a ViT only the products: softmax, layer norm and GELU lose more in 8 bits than they cost in float.
+        op_types_to_quantize=["Conv", "MatMul", "Gemm"] if export.architecture == "vit" else None,
+        per_channel=True,
+        # Without VNNI, x86 adds two products of 8 bits in 16: with weights of 8 bits the sum overflows, unseen.
+        reduce_range=not export.symmetric,
+        activation_type=QuantType.QInt8 if export.symmetric else QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=_kept_in_float(onnx.load(prepared)),
+        extra_options={"ActivationSymmetric": export.symmetric, "WeightSymmetric": True},
+    )
+    if export.architecture == "cnn" and not export.symmetric:  # symmetric weights overflow where this may be running
+        round_for_outputs(target, prepared, export.calibration)
 
 
 def _kept_in_float(model: Any) -> list[str]:
