@@ -202,10 +202,12 @@ def _artefacts(
 ) -> Iterator[Artefact | Failure]:
     """Export and check every precision for one runtime. What fails leaves no file."""
     architecture = material.reference.encoder.architecture
-    with tempfile.TemporaryDirectory(prefix="fer-edge-") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         export = Export(material.reference.graph, material.calibration, architecture, plan.symmetric, Path(scratch))
         try:
             traced = exporter.trace(export)
+        except OSError as error:  # a full disk is no artefact's fault
+            raise ConversionError(f"{runtime}: the converter failed ({error})") from error
         except Exception as error:  # the converters' own exceptions share no base class
             yield from (Failure(runtime, precision, _broken(error)) for precision in plan.precisions)
             return
@@ -214,6 +216,8 @@ def _artefacts(
             try:
                 names = exporter.write(traced, precision, export, folder)
                 made = _checked(runtime, precision, names, material, plan, folder, exporter.calibrated(export))
+            except OSError as error:
+                raise ConversionError(f"{runtime}: the converter failed ({error})") from error
             except Exception as error:
                 made = Failure(runtime, precision, _broken(error))
             if isinstance(made, Failure):
