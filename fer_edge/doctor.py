@@ -69,8 +69,6 @@ def diagnose(version: str) -> Diagnosis:
     """Look at this box; every installed engine is tried in a process of its own."""
     model, features = cpu()
     usable = rt.usable_processors()
-    others = (extra for extra in extras() if extra not in table.ENGINES)
-    missing = {extra: f"pip install 'fer-edge[{extra}]'" for extra in others if missing_of(extra)}
     every = [*(table.ENGINES[name] for name in table.RUNTIMES), *table.offered().values()]
     with ThreadPoolExecutor() as pool:
         engines = tuple(pool.map(_engine, every))
@@ -85,9 +83,15 @@ def diagnose(version: str) -> Diagnosis:
         features,
         _note(features),
         engines,
-        missing,
+        missing_extras(),
         tuple(filter(None, map(_two_distributions, every))),
     )
+
+
+def missing_extras() -> dict[str, str]:
+    """Extra -> the command that installs it, of those that are not all here; engines are looked at one by one."""
+    others = (extra for extra in extras() if extra not in table.ENGINES)
+    return {extra: f"pip install 'fer-edge[{extra}]'" for extra in others if missing_of(extra)}
 
 
 def cpu(info: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:

@@ -271,7 +271,7 @@ def test_missing_extras_come_with_the_command(monkeypatch: pytest.MonkeyPatch) -
     for missing in names:
         with monkeypatch.context() as patch:
             patch.setattr(extras, "present", lambda name, missing=missing: name != missing)
-            assert doctor.diagnose("0").missing_extras["bench"] == "pip install 'fer-edge[bench]'"
+            assert doctor.missing_extras()["bench"] == "pip install 'fer-edge[bench]'"
             with pytest.raises(MissingExtraError, match=missing):
                 need_extra(extra="bench")
     monkeypatch.setattr(extras, "present", lambda name: name not in extras.requirements("convert"))
