@@ -30,6 +30,10 @@ HEAD = 5e-3
 """How far the graph's logits may lie from those that the label set gives the graph's own feature, as a cosine. Measured on a
 small CLIP and the default, three engines, fp32 and int8: 2e-7 to 1e-6; fp16: 1e-4 to 4e-4."""
 
+_CONSTANT = 1e-5
+"""Features that differ by less than this share of the largest number are one answer, but for rounding. Measured on working
+encoders: 0.95 (the default), 1.1 (a small CLIP with random weights)."""
+
 Run = Callable[[NDArray[np.uint8]], "tuple[NDArray[np.float32], NDArray[np.float32]]"]
 """One crop (1, H, W, C) uint8 -> feature (D,), logits (K,)."""
 
@@ -43,7 +47,8 @@ class Parity:
     cosine) is their own; ``top1_agreement``: share with the reference's label; ``score_difference``: largest difference
     of a score, over the feature's scores and the graph's own logits; ``finite``: no NaN or Inf; ``repeatable``: two
     runs gave the same bytes; ``head_difference``: largest difference, as a cosine, between the graph's logits and those
-    that the label set gives its own feature: it shows a changed constant of any label, whatever the crops show."""
+    that the label set gives its own feature: it shows a changed constant of any label, whatever the crops show;
+    ``varies``: the features of different crops differ."""
 
     centred_cosine: float
     centred_cosine_min: float
@@ -53,15 +58,18 @@ class Parity:
     finite: bool
     repeatable: bool
     head_difference: float = 0.0
+    varies: bool = True
 
     def misses(self, bars: Mapping[str, float]) -> list[str]:
-        """What falls short, in words; empty when the answer counts as the same. NaN, Inf, unequal runs, and logits of other
-        constants than the label set's always fall short."""
+        """What falls short, in words; empty when the answer counts as the same. NaN, Inf, unequal runs, one answer to every
+        picture, and logits of other constants than the label set's always fall short."""
         short = []
         if not self.finite:
             short.append("the output has NaN or Inf")
         if not self.repeatable:
             short.append("two runs gave different outputs")
+        if not self.varies:
+            short.append("the answer is the same for every picture")
         if self.head_difference > HEAD:
             short.append(
                 f"the model's logits are not those of its default label set (head difference {self.head_difference:.2g})"
@@ -147,7 +155,8 @@ def compare(
     head = 0.0 if logits is None else 1.0
     if logits is not None and logits.shape == got.shape:
         head = float(np.abs(labels.logits(features) - logits).max()) / labels.logit_scale
-    return Parity(float(own.mean()), float(own.min()), retrieval, agreement, difference, finite, repeatable, head)
+    varies = bool(np.ptp(features, axis=0).max() > _CONSTANT * np.abs(features).max())
+    return Parity(float(own.mean()), float(own.min()), retrieval, agreement, difference, finite, repeatable, head, varies)
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
