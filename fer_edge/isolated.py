@@ -77,7 +77,7 @@ def _ask(task: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str], st
         if "adapter" in task:
             _try_devices(**task, say=lambda **line: lines.append(line))
         return lines, {}, ""
-    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), json.dumps(task)]
+    command = [sys.executable, "-c", _CHILD, json.dumps(list(map(str, sys.path))), json.dumps(task)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
         answers, errors, end = done.stdout, done.stderr, ""
