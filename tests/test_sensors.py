@@ -790,8 +790,12 @@ NASTY = st.one_of(st.binary(max_size=60), st.text(max_size=20).map(str.encode), 
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("box"), EVERYTHING)
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Which engines are installed is asked once: it does not depend on the box, and takes longer than all that does."""
+    installed_engines = engines()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(surroundings, "engines", lambda: installed_engines)
+        yield built(tmp_path_factory.mktemp("box"), EVERYTHING)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

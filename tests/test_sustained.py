@@ -21,6 +21,14 @@ from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.manifest import digest_of
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points and rankings of some tenths of a second."""
+    monkeypatch.setattr(long, "RANKING_SECONDS", 0.2)
+    monkeypatch.setattr(long, "POINT_SECONDS", 0.3)
+
+
+@pytest.mark.usefixtures("short")
 def test_sustained_work_on_the_command_line() -> None:
     result = command("--runtime", "litert", "--threads", "1,2", "--sustained", "2s", "--json")
     assert result.exit_code == 0, result.output
@@ -33,6 +41,7 @@ def test_sustained_work_on_the_command_line() -> None:
     assert {(r["answers"], r["bundle"]) for r in found["ranking"]} == {("ok", str(DEFAULT_BUNDLE))}
 
 
+@pytest.mark.usefixtures("short")
 def test_a_wrong_model_does_not_win_by_endurance(bundle: Path, tmp_path: Path) -> None:
     """Of a ladder: the right one works, the wrong one is named, and the exit status says so."""
     ladder = tmp_path / "ladder"
@@ -41,7 +50,7 @@ def test_a_wrong_model_does_not_win_by_endurance(bundle: Path, tmp_path: Path) -
     wrong_bundle(bundle).rename(ladder / "wrong")
     result = command("--all-bundles", ladder, "--runtime", "litert", "--threads", 1, "--sustained", "1s")
     assert result.exit_code == 1
-    assert result.output.startswith("right, litert int8, 1 thread worked for 1 s")
+    assert result.stdout.startswith("right, litert int8, 1 thread worked for 1 s")
     assert "wrong, litert int8, 1 thread GIVES WRONG ANSWERS: centred cosine" in result.output
 
 
