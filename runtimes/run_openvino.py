@@ -62,8 +62,17 @@ def _stay(process: int) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_one_operator("CPU")))
 
 
+def _where_they_lie(weights: bytes) -> ov.Tensor:
+    """Weights as a tensor on the memory that they are in. OpenVINO would copy bytes, and takes no memory that cannot be
+    written; weights it only reads (those of a file are mapped so)."""
+    if not weights:
+        return ov.Tensor(np.zeros(1, np.uint8))
+    memory = np.frombuffer(weights, np.uint8).ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+    return ov.Tensor(np.ctypeslib.as_array(memory, (len(weights),)), shared_memory=True)
+
+
 class _Session:
-    def __init__(self, compiled: ov.CompiledModel, execution_precision: str) -> None:
+    def __init__(self, compiled: ov.CompiledModel, execution_precision: str, weights: bytes) -> None:
         self.engine = engine()
         self.signature = Signature(tuple(map(_tensor_type, compiled.inputs)), dict(map(_output, compiled.outputs)))
         check_outputs(self.signature.outputs)
@@ -75,6 +84,7 @@ class _Session:
         self._shape = self._input.shape
         self._feature = self._request.get_tensor("feature").data
         self._logits = self._request.get_tensor("logits").data
+        self._weights = weights  # the engine reads them as long as it lives
 
     def run(self, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if crop.shape != self._shape:  # numpy would repeat one channel for three
@@ -84,7 +94,7 @@ class _Session:
         return self._feature[0].copy(), self._logits[0].copy()
 
     def close(self) -> None:
-        del self._request, self._input, self._feature, self._logits
+        del self._request, self._input, self._feature, self._logits, self._weights
 
 
 def _tensor_type(port: ov.ConstOutput) -> TensorType:
@@ -119,8 +129,8 @@ def open(files: Sequence[File | Path], options: Options) -> _Session:
     try:
         # From bytes: by its name OpenVINO would take any .bin that lies beside the .xml.
         model, weights = (file.content for file in loaded(files))
-        compiled = core.compile_model(core.read_model(model, weights), device, config)
-        session = _Session(compiled, _execution_precision(compiled))
+        compiled = core.compile_model(core.read_model(model.decode(), _where_they_lie(weights)), device, config)
+        session = _Session(compiled, _execution_precision(compiled), weights)
         got = _hint(compiled) if options.execution_precision else wanted
     except (RuntimeError, ValueError, TypeError) as error:
         raise EngineError(f"openvino on {device} refuses {files[0].name}: {one_line(error)}") from error
