@@ -90,7 +90,7 @@ def to_input(
     (``COLOR_BGRA2RGBA`` with alpha), or ``frame[..., ::-1]``; nothing here can tell the two apart. Files, and PIL images
     as ``Image.open`` gives them, are turned upright by their EXIF tag; a PIL image that was made from another one
     (converted, cut, turned) is taken as it is. Transparent pixels are laid on white; 16-bit gray is scaled by its full
-    range; an animation gives its first frame.
+    range, 32-bit integers as 8 or 16 bits by their largest value; an animation gives its first frame.
 
     ``size``: (height, width). ``box``, ``margin``, ``shape`` and ``scale``: see :func:`face_corners`, in pixels of the
     upright picture; where the crop leaves the picture, its edge pixels are repeated. Without a box the whole picture is
@@ -295,7 +295,10 @@ def turn_of(picture: Image.Image) -> Image.Transpose | None:
 
 
 def _ranged(picture: Image.Image) -> Image.Image:
-    """The picture, if its numbers have a brightness range. Raises ImageError."""
+    """The picture, if its numbers have a brightness range. Raises ImageError.
+
+    32 bits hold 8 or 16: which, a PNG or PPM file says, and otherwise the largest number does. Nothing is lost by that: as
+    16 bits, a picture with no number above 255 is black."""
     if picture.mode == "F":
         raise ImageError("floating-point images have no defined brightness range; convert to 8 or 16 bits first")
     if picture.mode == "I":
@@ -304,10 +307,7 @@ def _ranged(picture: Image.Image) -> Image.Image:
         if low < 0 or high > 65535:
             raise ImageError("32-bit integer images have no defined brightness range; convert to 8 or 16 bits first")
         if high <= 255 and picture.format not in ("PNG", "PPM"):
-            raise ImageError(
-                "a 32-bit integer image with values up to 255 only may be an 8-bit one or a dark 16-bit one; convert to 8 "
-                "or 16 bits first: image.convert('L') for 8 bits"
-            )
+            return picture.convert("L")
     return picture
 
 
