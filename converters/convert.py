@@ -30,6 +30,7 @@ from fer_edge.bundle import (
 from fer_edge.doctor import cpu, saturates
 from fer_edge.engines import RUNTIMES
 from fer_edge.errors import ConversionError, FerEdgeError, UsageError
+from fer_edge.files import check_room
 from fer_edge.golden import BARS, Answers, Parity, answers, compare, same_bytes
 from fer_edge.manifest import Artefact, GoldenRef, Manifest
 from fer_edge.runtime import default_threads, load_runtime, open_model, run, signature
@@ -206,9 +207,10 @@ def _artefacts(
         export = Export(material.reference.graph, material.calibration, architecture, plan.symmetric, Path(scratch))
         try:
             traced = exporter.trace(export)
-        except OSError as error:  # a full disk is no artefact's fault
-            raise ConversionError(f"{runtime}: the converter failed ({error})") from error
+        except OSError:  # a full disk is no artefact's fault
+            raise
         except Exception as error:  # the converters' own exceptions share no base class
+            check_room(folder)
             yield from (Failure(runtime, precision, _broken(error)) for precision in plan.precisions)
             return
         for precision in plan.precisions:
@@ -216,9 +218,10 @@ def _artefacts(
             try:
                 names = exporter.write(traced, precision, export, folder)
                 made = _checked(runtime, precision, names, material, plan, folder, exporter.calibrated(export))
-            except OSError as error:
-                raise ConversionError(f"{runtime}: the converter failed ({error})") from error
+            except OSError:
+                raise
             except Exception as error:
+                check_room(folder)
                 made = Failure(runtime, precision, _broken(error))
             if isinstance(made, Failure):
                 for file in set(folder.iterdir()) - before:

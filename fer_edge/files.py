@@ -24,6 +24,7 @@ except ImportError:  # Windows: there, writers of one bundle have to take turns 
 PARTIAL = ".partial-"
 """Begins the name of the hidden folder in which a file, or a bundle, lies while it is written."""
 
+_BLOCKS = 1 << 16
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Linux, fcntl.h and linux/fs.h."""
 
@@ -175,6 +176,18 @@ def _exchanged_at_once(one: Path, other: Path) -> bool:
     if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # an old kernel, or a file system that cannot
         return False
     raise OSError(code, os.strerror(code), str(other))
+
+
+def check_room(folder: Path) -> None:
+    """After an error of a library's own: raise the disk's OSError where a few blocks more cannot be written to a folder."""
+    probe = partial_folder(folder / "probe")
+    try:
+        with probe.open("xb") as file:
+            file.write(bytes(_BLOCKS))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def sync_tree(folder: Path) -> None:

@@ -68,6 +68,34 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Cut]]:
             subprocess.run(["umount", place], check=False)
 
 
+FILL = """
+import errno, os, sys
+from pathlib import Path
+from fer_edge import UsageError
+from fer_edge.bundle import staged
+from fer_edge.files import check_room
+check_room(Path(sys.argv[1]).parent)
+try:
+    with staged(Path(sys.argv[1])) as folder:
+        file = os.open(folder / "model.bin", os.O_WRONLY | os.O_CREAT)
+        try:
+            while True:
+                os.write(file, bytes(1 << 16))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+            check_room(folder)  # after an error that says nothing, as OpenVINO's
+except UsageError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_named_whatever_a_library_calls_it(disk: tuple[Path, Cut]) -> None:
+    folder, _ = disk
+    ran = subprocess.run([sys.executable, "-c", FILL, str(folder / "b")], capture_output=True, text=True)
+    assert ran.stdout == f"{folder / 'b'} cannot be written: No space left on device\n", ran.stderr
+    assert [p.name for p in folder.iterdir()] == ["lost+found"]
+
+
 def version(folder: Path) -> str:
     """Of the bundle that is there, after every file of it was held against its hash."""
     bundle = open_bundle(folder)
