@@ -173,6 +173,11 @@ def _together(other: Path | None, seconds: float | None, data: Path | None, csv:
         )
     if options["mlperf"] and "camera" in options["scenarios"]:
         raise UsageError("the camera is no scenario of MLPerf's: measure it in a run without --mlperf")
+    context = click.get_current_context()
+    for name, scenario in (("fps", "camera"), ("faces", "camera"), ("latency_bound", "server")):
+        given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if given and scenario not in options["scenarios"]:
+            raise UsageError(f"--{name.replace('_', '-')} is for --scenario {scenario}, which is not asked for")
 
 
 def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan:

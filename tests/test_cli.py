@@ -264,6 +264,13 @@ def test_members_of_an_npz_say_nothing_of_a_folder(tmp_path: Path, capsys: pytes
     assert_one_line(here(capsys, "evaluate", tmp_path, "--truth", "x"), "--truth", "npz")
 
 
+@pytest.mark.parametrize(("option", "scenario"), [("--fps", "camera"), ("--faces", "camera"), ("--latency-bound", "server")])
+def test_an_option_of_a_scenario_is_refused_without_it(
+    option: str, scenario: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_line(here(capsys, "bench", option, "2"), option, f"--scenario {scenario}")
+
+
 def test_a_line_that_ends_too_early_names_the_commands_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert_one_line(here(capsys, "info", "-b"), "requires an argument", "fer-edge info --help")
     assert_one_line(here(capsys, "labels", "list", "--nope"), "--nope", "fer-edge labels list --help")
