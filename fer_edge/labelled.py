@@ -85,7 +85,7 @@ def _read_folders(data: Path, recursive: bool) -> LabelledFaces:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     if not faces:
         deeper = sum(entry.why == DEEPER for entry in ignored)
-        hint = f"; {deeper} lie in folders within class folders: --recursive takes them" if deeper else ""
+        hint = f"; {deeper} lie deeper: --recursive takes them, or name the folder that holds the classes" if deeper else ""
         raise UsageError(f"{data} has no images in class folders; expected {data}/<class>/<image>{hint}")
     return LabelledFaces([path for path, _ in faces], [name for _, name in faces], 0, tuple(ignored))
 
