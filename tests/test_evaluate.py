@@ -301,7 +301,9 @@ def test_every_ending_that_predict_reads_is_a_face(tree: Path, run: Run) -> None
 def test_images_that_lie_deeper_are_said_where_there_is_no_other(tree: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "deep" / "fear").mkdir(parents=True)
     (tree / "fear").rename(tmp_path / "deep" / "fear" / "person1")
-    assert_one_line(run(tmp_path / "deep"), "4 lie deeper: --recursive takes them, or name the folder that holds the classes")
+    assert_one_line(
+        run(tmp_path / "deep"), "4 lie deeper: --recursive takes them, or name the folder that holds the classes"
+    )
     found = json.loads(run(tmp_path / "deep", "--recursive", "--json")[1])
     assert (found["n"], found["per_class_count"]["fear"]) == (4, 4)
 
