@@ -20,7 +20,7 @@ from fer_edge.labels import LABEL_SETS, LabelSet
 from fer_edge.manifest import Source, TextEncoderRef
 
 from .clip import load_clip
-from .pixels import Statistics, own_pixels
+from .pixels import CLIP_MEAN, CLIP_STD, Statistics, own_pixels
 from .text import TextEncoder, clip_text_encoder, source_name, weights_sha256
 
 
@@ -46,7 +46,7 @@ class Encoder:
     prompts: dict[str, tuple[str, ...]] | None
     label_sets: tuple[str, ...]
     inherited: tuple[TextEncoderRef, tuple[LabelSet, ...]] | None = None
-    pixels: Statistics = ((0.0,), (1.0,))
+    pixels: Statistics = (CLIP_MEAN, CLIP_STD)
     notes: tuple[str, ...] = ()
 
 

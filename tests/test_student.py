@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import stat
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -322,6 +324,17 @@ def test_every_phrase_has_a_stored_vector() -> None:
         vectors.lookup(["a sentence nobody wrote"])
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027], ids=oct)
+def test_a_checkpoint_has_the_mode_of_the_umask(umask: int, tmp_path: Path) -> None:
+    """safetensors writes 0600, whatever it is."""
+    before = os.umask(umask)
+    try:
+        save_student(tmp_path / "s.safetensors", load_student(learning.STUDENT))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "s.safetensors").stat().st_mode) == 0o666 & ~umask
+
+
 @pytest.fixture(scope="module")
 def minilm() -> str:
     """The folder of all-MiniLM-L6-v2."""
@@ -351,12 +364,22 @@ def test_the_stored_vectors_are_the_text_encoders(
     assert said["sentences"] == len(texts) > 200
 
 
-def test_new_words_reach_the_embedded_bundle(minilm: str, bundle: Path, tmp_path: Path) -> None:
-    """Sentences compiled by labels add equal the constants of training where the sentences are the same."""
+def test_new_words_reach_the_embedded_bundle(
+    minilm: str, bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Sentences compiled by labels add equal the constants of training where the sentences are the same; that others mean
+    nothing to this encoder is said."""
     table = {label: list(sentences) for label, sentences in descriptions().items()}
     (tmp_path / "again.json").write_text(json.dumps(table))
     with pytest.raises(SystemExit) as end:
-        main(["labels", "add", str(bundle), str(tmp_path / "again.json"), "--text-encoder", minilm])
+        main(["labels", "add", str(bundle), str(tmp_path / "again.json"), "--text-encoder", minilm, "--json"])
     assert end.value.code == 0
+    out, err = capfd.readouterr()
+    (note,) = json.loads(out)["notes"]
+    assert note.startswith(
+        "this encoder learned words for happiness, sadness, neutral, anger, surprise, disgust, fear, contempt"
+    )
+    assert "a label that means something else gets scores that mean nothing" in note
+    assert err == f"Note: {note}\n"
     opened = open_bundle(bundle)
     np.testing.assert_allclose(label_set(opened, "again").constants, label_set(opened, "ferplus8").constants, atol=1e-4)

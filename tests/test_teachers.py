@@ -129,6 +129,15 @@ def test_the_sets_of_a_bundle_begin_with_its_default(bundle: Path) -> None:
     assert after.sha256 != before.sha256
 
 
+def test_a_bundle_teaches_in_its_highest_precision(student_bundle: Path, bundle: Path) -> None:
+    """Whatever it would answer with on a device; the embedded one has nothing but int8."""
+    pictures = augmented(4, 48, "gray", 3)
+    known = open_teacher(str(student_bundle))
+    assert known.name.endswith(" fp32)")
+    np.testing.assert_allclose(known.features(pictures), open_teacher(str(STUDENT)).features(pictures), rtol=1e-3, atol=1e-3)
+    assert open_teacher(str(bundle)).name.endswith(" int8)")
+
+
 def test_teachers_that_are_refused(bundle: Path, clip: Path, tmp_path: Path) -> None:
     head = clip.parent / "head.pth"
     with pytest.raises(fer_edge.ConversionError, match="leave the projection out"):
