@@ -447,6 +447,41 @@ def test_models_that_will_not_do(models: Path, tmp_path: Path, root: Path) -> No
         llm_source(str(tmp_path / "less"))
 
 
+def test_nothing_of_an_llm_is_left_out_in_silence(
+    models: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An adapter beside it and a tensor inside it are refused; another model's tensor and file are named by the command."""
+    more = Path(shutil.copytree(models / "blip2", tmp_path / "more"))
+    (more / "adapter_config.json").write_text("{}")
+    with pytest.raises(fer_edge.ConversionError, match="adapter beside its weights"):
+        llm_source(str(more))
+    (more / "adapter_config.json").unlink()
+    weights = load_file(more / "model.safetensors")
+    bias = "language_projection.lora_A.weight"
+    save_file({**weights, bias: torch.zeros(2, 2)}, more / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(fer_edge.ConversionError, match=bias):
+        llm_source(str(more))
+    save_file({**weights, "caption_head.weight": torch.zeros(2)}, more / "model.safetensors", metadata={"format": "pt"})
+    (more / "optimizer.pt").write_bytes(b"x")
+    given = command(models, faces, tmp_path / "cache")
+    given[given.index(str(models / "blip2"))] = str(more)
+    notes = " ".join(ran(given, capfd)["notes"])
+    assert "caption_head.weight" in notes
+    assert "optimizer.pt" in notes
+
+
+def test_pixels_of_an_llm_are_its_own_processors(models: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(models / "blip2", tmp_path / "other"))
+    halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (other / "preprocessor_config.json").write_text(json.dumps(halves))
+    picture = np.full((32, 32, 3), 200, np.uint8)
+    plain, own = (llm_source(str(other), pixels=pixels) for pixels in ("plain", "clip"))
+    assert "0.5" in own.side.settings["statistics"]
+    assert "statistics" not in plain.side.settings
+    theirs = llm_source(str(models / "blip2"), pixels="clip")
+    assert np.abs(own.features([picture], ["a"]) - theirs.features([picture], ["a"])).max() > 1e-4
+
+
 def test_from_features_to_a_projection_that_convert_takes(
     models: Path, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,12 +45,14 @@ class Side:
 @dataclass(frozen=True)
 class Source:
     """``features`` maps the pictures of some faces, and their names, to (n, dim) float32; ``batch``: how many at once;
-    ``names``: name -> row of the faces that a file has features of, None: it computes them for any."""
+    ``names``: name -> row of the faces that a file has features of, None: it computes them for any; ``notes``: what of a
+    model's files is left out, in words."""
 
     side: Side
     features: Callable[[Sequence[ImageLike], Sequence[str]], NDArray[np.float32]]
     batch: int = 32
     names: Mapping[str, int] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

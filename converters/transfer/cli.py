@@ -103,6 +103,7 @@ def features(
         from .features import Faces, compute, new_faces, plan_cache
         from .sources import Wanted, open_sources
 
+        notes: list[str] = []
         wanted, known = Wanted(**options), Faces(faces)
         known.names()  # before anything dear: whether there is any
     with fraction(sys.stderr, "features") as progress:
@@ -111,15 +112,18 @@ def features(
 
             most = usable_processors() if address is None else 4
             cluster = Cluster(address, workers, threads or min(4, most), worker_memory)
-            compute_on_ray(faces, output, wanted, (shard, not whole), cluster, _shown(progress))
+            compute_on_ray(faces, output, wanted, (shard, not whole), cluster, _shown(progress), notes.append)
         else:
             if threads:
                 torch.set_num_threads(threads)
             with hushed():
                 image, llm = open_sources(wanted)
+            notes += [*image[0].notes, *llm.notes]
             plan = plan_cache(known, image, llm, shard, half=not whole)
             compute(known, output, plan, image[0], llm, _shown(progress))
     found, fresh = read_contents(output), new_faces(known, output)
+    for note in notes:
+        say(printable(f"Note: {note}"))
     for row in found.left_out:
         say(f"Left out: {row.problem}")
     ignored = known.ignored()
@@ -131,7 +135,7 @@ def features(
     shapes = {"image_dim": found.plan.image.dim, "llm_dim": found.plan.llm.dim}
     if as_json:
         named = {"left_out_faces": [asdict(row) for row in found.left_out], "ignored": [asdict(e) for e in ignored]}
-        emit({"cache": str(output), **counts, **shapes, **named})
+        emit({"cache": str(output), **counts, **shapes, **named, "notes": notes})
     else:
         say(
             f"{counts['faces']} faces in {output}, {counts['left_out']} left out, {counts['repeated']} repeated; "

@@ -99,9 +99,10 @@ def compute_on_ray(
     shape: tuple[int, bool],
     cluster: Cluster,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> CachePlan:
     """As :func:`.features.compute`, on a cluster; ``shape``: faces of a shard, and whether features are stored in fp16. Only
-    workers open the models.
+    workers open the models; ``on_note`` gets what of their files they leave out.
 
     Raises UsageError when there is no such cluster or it has no room, ConversionError when it fails or shards are missing at
     the end, and whatever of our errors a worker raises."""
@@ -112,7 +113,9 @@ def compute_on_ray(
             place = room(ray.nodes(), cluster, wanted.device)
             _check_free(place, cluster)
             look = ray.remote(_sides).options(num_cpus=place.threads, num_gpus=place.gpus, memory=_bytes(cluster))
-            image, scale, llm = ray.get(look.remote(wanted, names))
+            image, scale, llm, notes = ray.get(look.remote(wanted, names))
+            for note in notes:
+                on_note(note)
             plan = open_cache(cache, CachePlan(names, image, llm, *shape, scale))
             forget_mended(known, cache, plan)
             waiting = missing_shards(cache, plan)
@@ -166,13 +169,13 @@ def _bytes(cluster: Cluster) -> int | None:
     return None if cluster.memory_gb is None else round(cluster.memory_gb * 1e9)
 
 
-def _sides(wanted: Wanted, names: tuple[str, ...]) -> tuple[Side, float, Side]:
-    """Both sides as a worker sees them, and the CLIP's scale: the driver need not hold the models. A file of LLM features
-    must have all of the faces."""
+def _sides(wanted: Wanted, names: tuple[str, ...]) -> tuple[Side, float, Side, tuple[str, ...]]:
+    """Both sides as a worker sees them, with the CLIP's scale before the second, and notes: the driver need not hold the
+    models. A file of LLM features must have all of the faces."""
     (image, scale), llm = open_sources(wanted)
     if llm.names is not None:
         common_names(names, llm.names)
-    return image.side, scale, llm.side
+    return image.side, scale, llm.side, (*image.notes, *llm.notes)
 
 
 def _everywhere(wanted: Wanted) -> Wanted:

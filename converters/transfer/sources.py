@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from fer_edge.errors import ConversionError, UsageError
 from fer_edge.image import ImageLike, to_input
 
-from ..hub import reason_of
-from ..pixels import CLIP_MEAN, CLIP_STD, Statistics
+from ..hub import check_weights, reason_of, refuse_adapters, unread_weights
+from ..pixels import CLIP_MEAN, CLIP_STD, Statistics, own_pixels
 from ..sources import open_encoder
 from ..text import source_name, weights_sha256
 from .cache import Side, Source
@@ -91,14 +91,15 @@ def image_source(clip: str, pixels: Pixels = "plain", device: str = "cpu", batch
     if pixels == "clip" and encoder.pixels != (CLIP_MEAN, CLIP_STD):
         settings["statistics"] = str(encoder.pixels)
     side = Side(encoder.source.source, encoder.source.sha256, len(encoder.last), settings)
-    return Source(side, lambda pictures, names: run(pictures), batch), encoder.logit_scale
+    return Source(side, lambda pictures, names: run(pictures), batch, notes=encoder.notes), encoder.logit_scale
 
 
 def llm_source(
     source: str, instruction: str = INSTRUCTION, pixels: Pixels = "plain", device: str = "cpu", batch: int = 8
 ) -> Source:
-    """LLM features of a BLIP-2 or InstructBLIP whose language model is a T5. On a GPU in bf16. Raises ConversionError."""
-    model, tokens, asked = _load_llm(source, instruction, torch.bfloat16 if device != "cpu" else torch.float32)
+    """LLM features of a BLIP-2 or InstructBLIP whose language model is a T5. On a GPU in bf16. ``pixels``: "plain", value /
+    255, as the reference does; "clip", with the mean and std of the model's own processor. Raises ConversionError."""
+    model, tokens, asked, notes = _load_llm(source, instruction, torch.bfloat16 if device != "cpu" else torch.float32)
     sha = weights_sha256({k: v for k, v in model.state_dict().items() if v.is_floating_point()}, [tokens, asked])
     model = model.to(device)
     ids = torch.tensor([tokens], device=device)
@@ -107,7 +108,9 @@ def llm_source(
     def features(x: Tensor) -> Tensor:
         return llm_features(model, x.to(model.dtype), ids, asked_ids).float()
 
-    run = _Batches(features, int(model.config.vision_config.image_size), _statistics(pixels), device, False, batch)
+    size = int(model.config.vision_config.image_size)
+    statistics = own_pixels(source, size)[0] if pixels == "clip" else (CLIP_MEAN, CLIP_STD)
+    run = _Batches(features, size, _statistics(pixels, statistics), device, False, batch)
     dim = int(model.config.text_config.d_model)
     settings = {
         "kind": str(model.config.model_type),
@@ -115,7 +118,9 @@ def llm_source(
         "pixels": pixels,
         "dtype": str(model.dtype),
     }
-    return Source(Side(source_name(source), sha, dim, settings), lambda pictures, names: run(pictures), batch)
+    if statistics != (CLIP_MEAN, CLIP_STD):
+        settings["statistics"] = str(statistics)
+    return Source(Side(source_name(source), sha, dim, settings), lambda pictures, names: run(pictures), batch, notes=notes)
 
 
 @torch.inference_mode()
@@ -147,8 +152,9 @@ def llm_features(model: Any, x: Tensor, tokens: Tensor, asked: Tensor | None) ->
     return F.normalize(said.float().mean(1), dim=-1)
 
 
-def _load_llm(source: str, instruction: str, dtype: torch.dtype) -> tuple[Any, list[int], list[int] | None]:
-    """(model in eval mode without its decoder, tokens of the instruction for the T5, and for an InstructBLIP's Q-Former)."""
+def _load_llm(source: str, instruction: str, dtype: torch.dtype) -> tuple[Any, list[int], list[int] | None, tuple[str, ...]]:
+    """(model in eval mode without its decoder, tokens of the instruction for the T5, and for an InstructBLIP's Q-Former,
+    notes on what of its files is left out)."""
     from transformers import (
         AutoConfig,
         AutoTokenizer,
@@ -166,6 +172,7 @@ def _load_llm(source: str, instruction: str, dtype: torch.dtype) -> tuple[Any, l
                 f"{source} is a {config.model_type} model; LLM features come from a BLIP-2 or InstructBLIP with a T5 "
                 "inside, or from a file (--llm-features, --descriptions)"
             )
+        refuse_adapters(source)
         model, info = kind.from_pretrained(source, local_files_only=local, dtype=dtype, output_loading_info=True)
         tokens = AutoTokenizer.from_pretrained(source, local_files_only=local)(instruction)["input_ids"]
         asked = None
@@ -176,12 +183,10 @@ def _load_llm(source: str, instruction: str, dtype: torch.dtype) -> tuple[Any, l
         raise
     except Exception as error:  # a damaged file makes transformers and its readers raise what they like
         raise ConversionError(f"{source} is not a readable BLIP-2 ({reason_of(error)})") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ConversionError(f"{source} is incomplete: {len(missing)} weights are missing, the first is {missing[0]}")
+    notes = (*check_weights(source, model, info), *unread_weights(source))
     _check_tokens(source, tokens, config.text_config)
     del model.language_model.decoder, model.language_model.lm_head  # half of the memory, and nothing is decoded
-    return model.eval().requires_grad_(False), tokens, asked
+    return model.eval().requires_grad_(False), tokens, asked, notes
 
 
 def _check_tokens(source: str, tokens: Sequence[int], text: Any) -> None:
