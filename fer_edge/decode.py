@@ -10,6 +10,7 @@ import io
 import os
 import stat
 import struct
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -153,9 +154,12 @@ def decoded(image: Encoded, budget: Budget) -> Decoded:
     """Read and decode the first picture of a file. Raises ImageError of one line that names it."""
     name = name_of(image)
     try:
-        picture = opened(image, budget)
-        shrunk = _reduced(picture, budget, name)
-        picture.load()
+        with ExitStack() as files:  # Pillow keeps the file of an animation, and of a picture that it cannot decode, open
+            picture = opened(image, budget, files)
+            shrunk = _reduced(picture, budget, name)
+            picture.load()
+            with suppress(Exception):  # while the file is open, for a TIFF's lies in it; a broken one is no turn
+                picture.getexif()
         return Decoded(picture, shrunk, name)
     except ImageError:
         raise
@@ -171,12 +175,16 @@ def name_of(image: Encoded) -> str:
     return label if isinstance(label, str) else "the open file" if hasattr(image, "read") else "the bytes"
 
 
-def opened(image: Encoded, budget: Budget) -> Image.Image:
-    """``Image.open`` for the formats in FORMATS, of a file that is not too large; the pixels are not decoded yet. Raises
-    ImageError; a file of no known format raises its sub-class :class:`UnknownFormatError`."""
+def opened(image: Encoded, budget: Budget, files: ExitStack | None = None) -> Image.Image:
+    """``Image.open`` for the formats in FORMATS, of a file that is not too large; the pixels are not decoded yet. ``files``
+    closes the file; without it the picture does, as a context. Raises ImageError; a file of no known format raises its
+    sub-class :class:`UnknownFormatError`."""
     name = name_of(image)
     try:
-        return _identified(_stream(image, budget.bytes, name), budget, name)
+        stream = _stream(image, budget.bytes, name)
+        if files is not None and isinstance(stream, Path):
+            stream = files.enter_context(stream.open("rb"))
+        return _identified(stream, budget, name)
     except ImageError:
         raise
     except FileNotFoundError as error:

@@ -195,7 +195,7 @@ def test_each_device_is_tried_and_says_why_it_does_not_start(tmp_path: Path, mon
     assert found.as_json()["engines"][1]["failing"] == engine.failing
 
 
-@pytest.mark.parametrize("name", filter(installed, RUNTIMES))
+@pytest.mark.parametrize("name", [*filter(installed, RUNTIMES)])
 def test_a_device_that_is_not_there_does_not_start(name: str) -> None:
     adapter = load_runtime(name)
     adapter.try_device("CPU")

@@ -60,6 +60,10 @@ def same(image: Any, pixels: Image.Image | Pixels) -> None:
             np.testing.assert_array_equal(got, reference(pixels, color, size))
 
 
+# Pillow warns of pictures that are broken on purpose here.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL[.]TiffImagePlugin")
+
+
 @pytest.fixture(scope="module")
 def face() -> Image.Image:
     """A picture without any symmetry, 90 wide and 120 high."""

@@ -117,6 +117,7 @@ def test_a_device_that_is_not_there_is_an_error_that_lists_those_that_are(runtim
         fer_edge.load(runtime=runtime, device="NPU9")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # LiteRT's half made Delegate has no __del__
 def test_a_missing_delegate_is_one_error() -> None:
     need("litert")
     with pytest.raises(fer_edge.EngineError, match=r"/nowhere/libnpu\.so"):

@@ -245,7 +245,7 @@ def test_a_forked_child_loads_its_own_and_ends_as_it_likes(engine: str) -> None:
 def test_one_image_is_not_several(portrait: Path) -> None:
     rgb = np.asarray(Image.open(portrait).convert("RGB"))
     gray = np.asarray(Image.open(portrait).convert("L"))
-    ones = (str(portrait), portrait, Image.open(portrait), gray, rgb, gray[:, :, None], np.dstack([rgb, gray]))
+    ones = (str(portrait), portrait, Image.fromarray(rgb), gray, rgb, gray[:, :, None], np.dstack([rgb, gray]))
     with fer_edge.load() as clf:
         for one in ones:
             for method in (clf.predict_batch, clf.predict_clip, clf.features):
