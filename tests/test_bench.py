@@ -732,7 +732,8 @@ def test_several_bundles_with_accuracy(bundle: Path, tmp_path: Path, data: Path)
         right = [clf.predict(image).label == z["c"][truth] for image, truth in zip(z["images"], z["t"], strict=True)]
     assert entry["war"] == pytest.approx(np.mean(right))
     assert f"WAR {entry['war']:.1%}" in result.output
-    (row,) = csv.DictReader(files[1].open())
+    with files[1].open() as table:
+        (row,) = csv.DictReader(table)
     assert (float(row["accuracy.war"]), int(row["accuracy.n"])) == (entry["war"], 40)
     assert files[1].read_text().splitlines()[1].startswith(str(ladder / "one"))
     assert files[2].read_text().startswith("| runtime |")

@@ -42,7 +42,7 @@ def test_the_loss_is_the_formula(few: TrainingData, tmp_path: Path, prior: float
     expected = -(votes[20:25] * np.log(softmax(logits + prior * np.log(shares)))).sum(1).mean()
     if taught is not None:
         expected = 0.6 * expected - 0.4 * (taught.double().numpy() * np.log(softmax(logits))).sum(1).mean()
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_returned_network_is_the_average_of_the_weights(few: TrainingData, tmp_path: Path) -> None:
