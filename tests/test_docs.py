@@ -23,7 +23,8 @@ from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "weights/README.md")
+PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md"))]
 MARK = re.compile(r"<!-- (not run here|run by): *(.*?) *-->", re.DOTALL)
 WIDTH = 120
 
@@ -92,7 +93,7 @@ def long_lines(text: str) -> Iterator[tuple[int, int]]:
             yield number, len(line)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_lines_are_short(page: Path) -> None:
     assert list(long_lines(page.read_text(encoding="utf-8"))) == []
 
@@ -102,7 +103,7 @@ def test_a_long_line_is_seen() -> None:
     assert list(long_lines(f"{long}\n| {long} |\n```\n{long}\n```\n{long}")) == [(1, WIDTH + 1), (6, WIDTH + 1)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_marks_say_why_and_by_whom(page: Path) -> None:
     for block in blocks(page):
         if block.mark is not None and block.mark[0] == "run by":
@@ -130,7 +131,7 @@ def bench_of_a_reader(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if unmarked(p)], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if unmarked(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_what_a_page_shows_can_be_done(page: Path, bench_of_a_reader: Path) -> None:
     """One shell for the page's console blocks, one Python for its Python blocks, in the page's order."""
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin", "HOME": str(bench_of_a_reader)}
@@ -265,7 +266,7 @@ def unknown_options(span: str) -> list[str]:
     return wrong + [words[1] for _ in [0] if command is cli and len(words) > 1 and re.fullmatch(r"[a-z]+", words[1])]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_what_a_page_names_exists(page: Path) -> None:
     wrong = {span: found for span in spans(page) if (found := missing_paths(span) + unknown_options(span))}
     assert wrong == {}
