@@ -230,7 +230,8 @@ def test_all_or_nothing_and_no_advice_already_taken(clip: Path, tmp_path: Path, 
     assert end.value.code == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("Error: openvino int8 does not give the float reference's answer: centred cosine ")
+    # On a slow machine a line of progress stands before it.
+    assert "Error: openvino int8 does not give the float reference's answer: centred cosine " in err
     assert "calibrated with 8 faces of black.npz: try other or more faces" in err
     assert "--calibration" not in err
     assert not (tmp_path / "b").exists()
