@@ -22,6 +22,9 @@ VIDEO_PIXEL_BYTES = 12
 """Bytes per pixel that a video's decoder holds: eight frames of 1.5 bytes a pixel (measured at 3840 x 2160: 5 to 7 for
 H.264, MPEG-4 and AV1, 24 for HEVC of 10 bits; 30 for H.264 with 16 reference frames, which no level below 6 allows)."""
 
+MAX_FRAMES = 1 << 16
+"""Frames that are picked from one video at most; the paper takes 16."""
+
 _ANIMATION_PIXEL_BYTES = 20
 """Bytes per pixel that Pillow holds to lay an animation's frames over each other."""
 
@@ -48,8 +51,8 @@ def sample_frames(
     are shrunk by a whole number as they come.
 
     Raises ImageError when there is no frame, or the file cannot be read or is too large."""
-    if count < 1:
-        raise ImageError(f"the number of frames must be at least 1; got {count}")
+    if not 1 <= count <= MAX_FRAMES:
+        raise ImageError(f"the number of frames must be from 1 to {MAX_FRAMES:,}; got {count}")
     budget = Budget(max_pixels)
     if not isinstance(video, (str, os.PathLike)):
         if not isinstance(video, (Sequence, np.ndarray)) or isinstance(video, (bytes, bytearray, memoryview)):
