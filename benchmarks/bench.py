@@ -14,7 +14,7 @@ import numpy as np
 from fer_edge import runtime as rt
 from fer_edge.bundle import Bundle, open_bundle
 from fer_edge.classifier import artefact_names, choose_artefact
-from fer_edge.engines import RUNTIMES, installed, installed_engine
+from fer_edge.engines import PRECISIONS, RUNTIMES, installed, installed_engine
 from fer_edge.errors import BundleError, FerEdgeError, UsageError
 
 from .environment import environment
@@ -153,9 +153,9 @@ def configurations(bundle: Bundle, plan: Plan) -> list[Configuration]:
             installed_engine(runtime)  # what is there stays out of this process, and of its memory
         pairs = [
             (a.runtime, a.precision)
-            for a in bundle.manifest.artefacts
+            for a in bundle.manifest.general_artefacts
             if (a.runtime in plan.runtimes if plan.runtimes else installed(a.runtime))
-            and a.precision in (plan.precisions or rt.PRECISIONS)
+            and a.precision in (plan.precisions or PRECISIONS)
         ]
     found = [
         Configuration(name, *pair, device, count, plan.execution_precision)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fer_edge.console import Command, Finite, Numbers, bundle_argument, common, emit, fraction, need_extra, say
+from fer_edge.engines import PRECISIONS
 from fer_edge.errors import UsageError
 from fer_edge.files import check_target
 
@@ -43,7 +44,7 @@ _OPTIONS = (
         "--precision",
         "precisions",
         multiple=True,
-        type=click.Choice(["int8", "fp16", "fp32"]),
+        type=click.Choice(PRECISIONS),
         help="Repeatable. Default: all that the bundle has.",
     ),
     click.option("--device", "devices", multiple=True, help="By the engine's own name; repeatable. Default: its CPU."),

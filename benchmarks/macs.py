@@ -23,7 +23,7 @@ def count_macs(bundle: Bundle) -> int | None:
     packages = {"openvino": None, "litert": "ai_edge_litert", "onnxruntime": "onnx"}
     for runtime, read in readers.items():
         package = packages[runtime]
-        for artefact in bundle.manifest.artefacts:
+        for artefact in bundle.manifest.general_artefacts:
             if artefact.runtime == runtime and (package is None or importable(package)):
                 try:
                     return sum(read(artefact_files(bundle, artefact)[0]))

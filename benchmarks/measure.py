@@ -156,7 +156,7 @@ def run_job(job: Job, on_progress: Callable[[str], None] = lambda text: None) ->
 
 def _files(bundle: Bundle, wanted: Configuration) -> tuple[Path, ...]:
     """Files of the artefact, unchecked: their hashes are part of loading."""
-    for artefact in bundle.manifest.artefacts:
+    for artefact in bundle.manifest.general_artefacts:
         if (artefact.runtime, artefact.precision) == (wanted.runtime, wanted.precision):
             return tuple(bundle.folder / ref.path for ref in artefact.files)
     return ()

@@ -1,5 +1,5 @@
 """What a plain chain of matrix products reaches on this machine: the probe in ``probe/`` (made by
-``converters/probe.py``), run at the same precision and with the same threads as the model, in one engine after another."""
+``lab/probe.py``), run at the same precision and with the same threads as the model, in one engine after another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .results import Configuration
 
 PROBE = Path(__file__).parent / "probe"
 SIDE, CHANNELS, PRODUCTS = 32, 256, 8
-"""Of ``converters/probe.py``."""
+"""Pixels of a side, channels, and products in a row of the probe."""
 MACS = SIDE * SIDE * (3 * CHANNELS + PRODUCTS * CHANNELS * CHANNELS)
 SECONDS = 0.5
 

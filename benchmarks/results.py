@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ SCHEMA = 1
 """Raised when a field changes its meaning or goes; new fields do not raise it."""
 
 Scenario = Literal["single-stream", "offline", "multi-stream", "server", "camera"]
-SCENARIOS: tuple[Scenario, ...] = ("single-stream", "offline", "multi-stream", "server", "camera")
+SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 
 
 @dataclass(frozen=True)
@@ -290,8 +290,3 @@ def _row(row: Mapping[str, Any]) -> Row:
     statistics = Latency(*(_finite(row["latency_ms"][name]) for name in Latency.__dataclass_fields__))
     taken |= {"latency_ms": statistics, "start": start, "memory": memory, "samples": samples}
     return Row(configuration=_configuration(row), reference_ms=reference, handover_us=hands, **taken)
-
-
-def without_samples(results: Results) -> Results:
-    """The same with the raw samples left out, for people."""
-    return replace(results, rows=tuple(replace(row, samples=()) for row in results.rows))

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from fer_edge.console import Command, common, emit, need_extra, printable, required_bundle, say, show
-from fer_edge.engines import RUNTIMES
+from fer_edge.engines import PRECISIONS, RUNTIMES
 from fer_edge.errors import FerEdgeError, UsageError
 
 
@@ -107,7 +107,7 @@ class PixelStatistics(click.ParamType):  # type: ignore[type-arg]  # generic sin
     "--precision",
     "precisions",
     multiple=True,
-    type=click.Choice(["int8", "fp16", "fp32"]),
+    type=click.Choice(PRECISIONS),
     help="Repeatable. Default: int8.",
 )
 @click.option(

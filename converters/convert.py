@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -207,10 +208,8 @@ def _artefacts(
         export = Export(material.reference.graph, material.calibration, architecture, plan.symmetric, Path(scratch))
         try:
             traced = exporter.trace(export)
-        except OSError:  # a full disk is no artefact's fault
-            raise
         except Exception as error:  # the converters' own exceptions share no base class
-            check_room(folder)
+            _check_disk(error, folder)
             yield from (Failure(runtime, precision, _broken(error)) for precision in plan.precisions)
             return
         for precision in plan.precisions:
@@ -218,15 +217,20 @@ def _artefacts(
             try:
                 names = exporter.write(traced, precision, export, folder)
                 made = _checked(runtime, precision, names, material, plan, folder, exporter.calibrated(export))
-            except OSError:
-                raise
             except Exception as error:
-                check_room(folder)
+                _check_disk(error, folder)
                 made = Failure(runtime, precision, _broken(error))
             if isinstance(made, Failure):
                 for file in set(folder.iterdir()) - before:
                     file.unlink()
             yield made
+
+
+def _check_disk(error: Exception, folder: Path) -> None:
+    """Raise the disk's own error: a full one is no artefact's fault."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+        raise error
+    check_room(folder)
 
 
 def _broken(error: Exception) -> str:

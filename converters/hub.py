@@ -20,13 +20,16 @@ def reason_of(error: Exception) -> str:
 
 
 def side_file(source: str, name: str) -> Path | None:
-    """A file of a folder or id, None where it has none. A folder is read without any network."""
+    """A file of a folder or id, None where it has none. A folder is read without any network. Raises ConversionError."""
     from transformers.utils import cached_file
 
     if Path(source).exists():
         file = Path(source, name)
         return file if file.is_file() else None
-    where = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    try:
+        where = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    except Exception as error:  # of a connection that fails, in several layers
+        raise ConversionError(f"{source}: whether it has a {name} cannot be found out ({reason_of(error)})") from error
     return Path(where) if where else None
 
 

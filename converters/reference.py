@@ -62,11 +62,9 @@ def open_reference(
     last = r @ encoder.last.astype(np.float64)
     text_r = r if encoder.text_projection is None else encoder.text_projection.astype(np.float64)
     made = made_with(projection) if projection else None
-    if made and made["image"]["sha256"] != encoder.source.sha256:
-        raise ConversionError(
-            f"{projection} was learned with {made['image']['source']}, which is not {source}: its weights differ"
-        )
-    learned = "clip" if weight is None else made["image"]["settings"]["pixels"] if made else "plain"
+    if made and made.sha256 != encoder.source.sha256:
+        raise ConversionError(f"{projection} was learned with {made.source}, which is not {source}: its weights differ")
+    learned = "clip" if weight is None else made.pixels if made else "plain"
     (mean, std), pixels = _pixels(encoder, normalize, learned)
     spec = InputSpec(encoder.size, encoder.size, encoder.color, "stretch-bilinear", mean, std)
     text, sets = _label_sets(encoder, labels, prompts, text_r)

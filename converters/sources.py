@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -132,14 +132,30 @@ PROJECTION = "fer-edge-projection"
 """Key of the header in which ``transfer fit`` writes how a projection was made."""
 
 
-def made_with(path: Path) -> dict[str, Any] | None:
-    """The header of a projection that ``transfer fit`` wrote; None for any other file."""
+@dataclass(frozen=True)
+class LearnedWith:
+    """The image encoder that a projection was learned with; ``pixels``: "plain", value / 255, or "clip", its own."""
+
+    source: str
+    sha256: str
+    pixels: str
+
+
+def made_with(path: Path) -> LearnedWith | None:
+    """What the header of a projection that ``transfer fit`` wrote says; None for any other file. Raises ConversionError for
+    such a header that is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {})[PROJECTION])
-        return found if isinstance(found, dict) else None
-    except (SafetensorError, OSError, KeyError, ValueError):
+            header = (file.metadata() or {}).get(PROJECTION)
+    except (SafetensorError, OSError):
         return None
+    if header is None:
+        return None
+    try:
+        image = json.loads(header)["image"]
+        return LearnedWith(str(image["source"]), str(image["sha256"]), str(image["settings"]["pixels"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConversionError(f"{path}: its header {PROJECTION} is damaged; make it anew: fer-edge transfer fit") from error
 
 
 def read_projection(path: Path, dim: int) -> tuple[NDArray[np.float32], Source, tuple[str, ...]]:

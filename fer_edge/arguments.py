@@ -102,7 +102,7 @@ def _is_number(value: object) -> bool:
 def _is_several(value: object) -> bool:
     try:
         iter(value)  # type: ignore[call-overload]  # isinstance knows nothing of classes that have only __getitem__
-    except TypeError:
+    except Exception:  # a closed file or memory of several dimensions raises errors of its own
         return False
     return True
 

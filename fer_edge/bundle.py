@@ -101,35 +101,49 @@ def checked_path(bundle: Bundle, path: str, sha256: str, size: int | None = None
         return bundle.folder / path
 
 
-def checked_bytes(bundle: Bundle, path: str, sha256: str) -> bytes:
-    """The content of a small file of the bundle: what was hashed is what is read. Raises BundleError that names the file."""
-    with _checked(bundle, path, sha256, None) as stream:
-        return stream.read()
+def checked_bytes(bundle: Bundle, path: str, sha256: str, size: int | None = None) -> bytes:
+    """The content of a file of the bundle. It is read once: what was hashed is what is returned, whatever is written to the
+    file meanwhile. Raises BundleError that names the file."""
+    with _opened(bundle, path, sha256, size) as (stream, length):
+        content = stream.read(length)
+        _check_hash(bundle, path, hashlib.sha256(content).hexdigest(), sha256, size, length)
+        return content
 
 
 @contextmanager
 def _checked(bundle: Bundle, path: str, sha256: str, size: int | None) -> Iterator[BinaryIO]:
     """A file of the bundle, open at its beginning, after its hash was checked."""
+    with _opened(bundle, path, sha256, size) as (stream, length):
+        _check_hash(bundle, path, _digest(stream), sha256, size, length)
+        stream.seek(0)
+        yield stream
+
+
+@contextmanager
+def _opened(bundle: Bundle, path: str, sha256: str, size: int | None) -> Iterator[tuple[BinaryIO, int]]:
+    """A file of the bundle and its length, ``size`` where that is known. An OSError of the block is a BundleError."""
     file = _inside(bundle.folder, path)
     try:
-        stream = open_file(file.resolve())
+        with open_file(file.resolve()) as stream:
+            length = os.fstat(stream.fileno()).st_size
+            if size is None and length > MAX_BYTES:
+                raise BundleError(f"{file} has {length:,} bytes; at most {MAX_BYTES:,} are read")
+            if size not in (None, length):
+                _check_hash(bundle, path, "", sha256, size, length)
+            yield stream, length
     except FileNotFoundError as error:
         raise IntegrityError(f"{file} is missing from the bundle; expected {_wanted(sha256, size)}") from error
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    with stream:
-        length = os.fstat(stream.fileno()).st_size
-        if size is None and length > MAX_BYTES:
-            raise BundleError(f"{file} has {length:,} bytes; at most {MAX_BYTES:,} are read")
-        try:
-            digest = _digest(stream) if size in (None, length) else ""
-        except OSError as error:
-            raise BundleError(f"{file} cannot be read: {error.strerror}") from error
-        if digest != sha256:
-            there = f"{length:,} bytes" + (f" with the sha256 {digest[:12]}..." if digest else "")
-            raise IntegrityError(f"{file} was altered or truncated: expected {_wanted(sha256, size)}, found {there}")
-        stream.seek(0)
-        yield stream
+
+
+def _check_hash(bundle: Bundle, path: str, digest: str, sha256: str, size: int | None, length: int) -> None:
+    """Raise IntegrityError unless a file of ``length`` bytes has the hash that was promised. ``digest``: "" where it was not
+    read, because the length is another."""
+    if digest != sha256:
+        there = f"{length:,} bytes" + (f" with the sha256 {digest[:12]}..." if digest else "")
+        file = bundle.folder / path
+        raise IntegrityError(f"{file} was altered or truncated: expected {_wanted(sha256, size)}, found {there}")
 
 
 def _wanted(sha256: str, size: int | None) -> str:
@@ -158,11 +172,7 @@ def artefact_files(bundle: Bundle, artefact: Artefact) -> tuple[Path, ...]:
 def artefact_contents(bundle: Bundle, artefact: Artefact) -> dict[str, bytes]:
     """Path in the bundle -> content of an artefact's files, the one that an engine opens first: what was hashed is what an
     engine is given. What they say of themselves is checked where they are opened. Raises BundleError that names the file."""
-    contents = {}
-    for ref in artefact.files:
-        with _checked(bundle, ref.path, ref.sha256, ref.bytes) as stream:
-            contents[ref.path] = stream.read()
-    return contents
+    return {ref.path: checked_bytes(bundle, ref.path, ref.sha256, ref.bytes) for ref in artefact.files}
 
 
 def check_label_sets(bundle: Bundle) -> None:

@@ -17,7 +17,7 @@ from . import runtime as rt
 from .arguments import checked
 from .bundle import Bundle, artefact_contents, check_label_sets, checked_bytes, golden_set, label_set, read_settled
 from .decode import MAX_PIXELS
-from .engines import RUNTIMES, installed, installed_engine, preferred_order
+from .engines import PRECISIONS, RUNTIMES, installed, installed_engine, preferred_order
 from .errors import BundleError, EngineError, ImageError, MissingExtraError, UsageError
 from .image import Box, ImageLike, Shape, several, to_input, to_inputs
 from .labels import LabelSet
@@ -258,16 +258,16 @@ def load(
 
 def choose_artefact(bundle: Bundle, runtime: str | None, precision: str | None) -> tuple[str, Artefact | None]:
     """The runtime and artefact that ``load`` takes; no artefact for ``null``, which answers from the golden set."""
-    if precision is not None and precision not in rt.PRECISIONS:
-        raise UsageError(f"no precision {precision!r}; there are {', '.join(rt.PRECISIONS)}")
+    if precision is not None and precision not in PRECISIONS:
+        raise UsageError(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
     if runtime == "null":
         return runtime, None
-    table = {(a.runtime, a.precision): a for a in bundle.manifest.artefacts if a.target is None}
+    table = {(a.runtime, a.precision): a for a in bundle.manifest.general_artefacts}
     if runtime is not None:
         installed_engine(runtime)
     candidates = [runtime] if runtime is not None else [name for name in preferred_order() if installed(name)]
     for name in candidates:
-        for p in [precision] if precision else rt.PRECISIONS:
+        for p in [precision] if precision else PRECISIONS:
             if (name, p) in table:
                 return name, table[(name, p)]  # type: ignore[index]
     if runtime is None and not candidates:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 
 import click
 
-from .engines import RUNTIMES
+from .engines import PRECISIONS, RUNTIMES
 from .errors import FerEdgeError, MissingExtraError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -150,9 +150,7 @@ def engine_options(command: F, runtime: str = "the first one installed", precisi
         click.option(
             "--device", help="Where to run, by the engine's own name; 'fer-edge doctor' lists them. Default: its CPU."
         ),
-        click.option(
-            "--precision", type=click.Choice(["int8", "fp16", "fp32"]), help=f"Which artefact. Default: {precision}."
-        ),
+        click.option("--precision", type=click.Choice(PRECISIONS), help=f"Which artefact. Default: {precision}."),
         click.option("--threads", type=click.IntRange(min=1), help="For the engine. Default: all processors, at most 4."),
         click.option(
             "--execution-precision",

@@ -75,6 +75,10 @@ RUNTIMES = tuple(name for name, engine in ENGINES.items() if engine.suffixes)
 """Names of our runtimes that open models."""
 
 
+PRECISIONS = ("int8", "fp16", "fp32")
+"""Of artefacts. When none is named, the first of these that the bundle has for the runtime is taken."""
+
+
 def engine_of(runtime: str) -> Engine:
     """The engine of a runtime, ours or a third party's. Raises EngineError for a name that nobody offers."""
     found = ENGINES.get(runtime) or offered().get(runtime)

@@ -74,8 +74,9 @@ class Parity:
             short.append(
                 f"the model's logits are not those of its default label set (head difference {self.head_difference:.2g})"
             )
+        measured = asdict(self)
         for name, bar in sorted(bars.items()):
-            value = getattr(self, name, None)
+            value = measured.get(name)
             if value is None:
                 short.append(f"nothing here measures the bar {name!r}; upgrade fer-edge")
                 continue

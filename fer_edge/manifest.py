@@ -156,6 +156,11 @@ class Manifest:
     tools: Mapping[str, str]
     schema: int = field(default=SCHEMA)
 
+    @property
+    def general_artefacts(self) -> tuple[Artefact, ...]:
+        """Those that their runtime takes on any box; the others were compiled for one device."""
+        return tuple(artefact for artefact in self.artefacts if artefact.target is None)
+
 
 def canonical(value: object) -> bytes:
     """The one byte form of a JSON value: sorted keys, one space of indent, UTF-8, a final newline. NaN raises

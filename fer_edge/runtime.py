@@ -22,9 +22,6 @@ from .formats import check_model
 
 T = TypeVar("T")
 
-PRECISIONS = ("int8", "fp16", "fp32")
-"""Which precision is taken when none is named: the first that the bundle has for the runtime."""
-
 MAX_THREADS = 1024
 """More than any box of ours has processors; engines make as many threads as they are told, until the memory is gone."""
 
@@ -203,13 +200,12 @@ def open_model(
         for file in opening:
             check_model(file.path, file.content, [other.name for other in opening])
         where = (engine.device or adapter.devices()[0]) if device is None else device
-        opened = adapter.open(opening, Options(precision, where, threads, execution_precision))
+        session = Session(adapter.open(opening, Options(precision, where, threads, execution_precision)))
+        problem = "" if expected is None else _difference(session.signature, expected)
     except FerEdgeError:
         raise
-    except Exception as error:  # engines raise what they like
+    except Exception as error:  # engines, and adapters of other packages, raise what they like
         raise EngineError(f"{runtime} cannot open {files[0].name}: {one_line(error)}") from error
-    session = Session(opened)
-    problem = "" if expected is None else _difference(opened.signature, expected)
     if problem:
         session.close()
         raise BundleError(f"{os.fspath(files[0])} is not the model that the manifest promises: {problem}")

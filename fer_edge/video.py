@@ -16,7 +16,7 @@ from PIL import Image, ImageSequence
 from .arguments import checked
 from .decode import MAX_PIXELS, UNREADABLE, Budget, UnknownFormatError, checked_size, decoding_bytes, opened, reason
 from .errors import ImageError
-from .image import IMAGE_SUFFIXES, ImageLike, load_picture, opaque, turn_of
+from .image import IMAGE_SUFFIXES, ImageLike, load_picture, opaque, several, turn_of
 
 VIDEO_PIXEL_BYTES = 12
 """Bytes per pixel that a video's decoder holds: eight frames of 1.5 bytes a pixel (measured at 3840 x 2160: 5 to 7 for
@@ -57,8 +57,9 @@ def sample_frames(
     if not isinstance(video, (str, os.PathLike)):
         if not isinstance(video, (Sequence, np.ndarray)) or isinstance(video, (bytes, bytearray, memoryview)):
             raise ImageError(f"a video is a path, or a list or array of frames; got {type(video).__name__}")
+        several(video, "video")
         return _pick(video, count, "the video")
-    path = Path(video)
+    path = Path(os.fsdecode(video))
     try:
         if path.is_dir():
             return _pick(_frame_files(path), count, str(path))

@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fer_edge.benchmarks.peak import CHANNELS, PRODUCTS, SIDE
 from fer_edge.converters.graph import EdgeGraph
-
-SIDE, CHANNELS, PRODUCTS = 32, 256, 8
-PRECISIONS = ("int8", "fp16", "fp32")
 
 
 class Products(nn.Module):
@@ -44,7 +42,7 @@ class Products(nn.Module):
 def write_probe(folder: Path) -> None:
     """Write the artefacts of every runtime and precision into ``folder``."""
     from fer_edge.converters.exporter import Export, load_exporter, write_all
-    from fer_edge.engines import RUNTIMES
+    from fer_edge.engines import PRECISIONS, RUNTIMES
 
     picks = np.random.default_rng(0)
     crops = picks.integers(0, 256, (16, SIDE, SIDE, 3), dtype=np.uint8)

@@ -674,6 +674,10 @@ def test_configurations_of_a_plan() -> None:
     assert [c.runtime for c in only(Plan((DEFAULT_BUNDLE,)))] == ["openvino"]
     with pytest.raises(fer_edge.BundleError, match="nothing to measure"):
         configurations(bundle, Plan((DEFAULT_BUNDLE,), precisions=("fp16",)))
+    (litert,) = (a for a in bundle.manifest.artefacts if a.runtime == "litert")
+    compiled = replace(bundle.manifest, artefacts=(replace(litert, target="ethos-u55-256"), litert))
+    found = configurations(replace(bundle, manifest=compiled), Plan((DEFAULT_BUNDLE,), threads=(1,)))
+    assert [c.runtime for c in found] == ["litert"]
 
 
 @pytest.mark.parametrize(

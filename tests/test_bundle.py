@@ -18,7 +18,7 @@ import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from fer_edge.bundle import (
     add_label_set,
     all_files,
     artefact_files,
+    checked_bytes,
     golden_set,
     label_set,
     open_bundle,
@@ -1391,3 +1392,30 @@ except BundleError as error:
         assert len(ran.stdout.splitlines()) == 1
         assert snapshot(bundle) == before
     add_label_set(open_bundle(bundle), new)
+
+
+def test_what_was_hashed_is_what_is_read_whatever_is_written_meanwhile(bundle: Path) -> None:
+    """The file changes in place, in one and the same descriptor, all the time."""
+    opened = open_bundle(bundle)
+    ref = next(f for a in opened.manifest.artefacts for f in a.files if f.bytes > 1 << 17)
+    right, over = (bundle / ref.path).read_bytes(), threading.Event()
+    wrong = bytes(len(right))
+
+    def write() -> None:
+        with (bundle / ref.path).open("r+b", buffering=0) as file:
+            while not over.is_set():
+                for content in (wrong, right):
+                    os.pwrite(file.fileno(), content, 0)
+                    time.sleep(2e-4)
+
+    writer, taken = threading.Thread(target=write), 0
+    writer.start()
+    try:
+        for _ in range(400):
+            with suppress(IntegrityError):
+                assert checked_bytes(opened, ref.path, ref.sha256, ref.bytes) == right
+                taken += 1
+    finally:
+        over.set()
+        writer.join()
+    assert taken

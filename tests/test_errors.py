@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -92,6 +93,9 @@ WRONG: dict[str, tuple[Callable[[Classifier], object], str]] = {
     ),
     "predict_clip(None)": (lambda clf: clf.predict_clip(None), "frames must be several"),
     "features(None)": (lambda clf: clf.features(None), "images must be several"),
+    "features(memory)": (lambda clf: clf.features(memoryview(np.zeros((2, 48, 48), np.uint8))), "images must be several"),
+    "sample_frames(photo)": (lambda clf: fer_edge.sample_frames(np.zeros((48, 48, 3), np.uint8)), "video: expected several"),
+    "sample_frames(number)": (lambda clf: fer_edge.sample_frames(np.zeros(())), "video: expected several"),
     "predict(box=5)": (lambda clf: clf.predict(FACE, box=5), "box must be 4 numbers; got int 5"),
     "predict(x, 5)": (lambda clf: clf.predict(FACE, 5), "box must be 4 numbers; got int 5"),
     "predict(margin='x')": (lambda clf: clf.predict(FACE, margin="x"), "margin must be a number; got str 'x'"),
@@ -113,6 +117,24 @@ def test_what_numpy_gives_is_taken(clf: Classifier) -> None:
     assert len(fer_edge.sample_frames([FACE], np.uint8(3))) == 3
     assert clf.predict(FACE, box=np.array([0, 0, 40, 40]), margin=np.float32(0.1)).label
     assert clf.features(FACE for _ in range(2)).shape[0] == 2
+
+
+def test_a_closed_file_in_place_of_several_images(clf: Classifier, tmp_path: Path) -> None:
+    """Its iter() raises a ValueError, and that of a memory of several dimensions a NotImplementedError."""
+    (tmp_path / "a.png").write_bytes(b"")
+    with (tmp_path / "a.png").open("rb") as file:
+        pass
+    with pytest.raises(UsageError, match="images must be several"):
+        clf.features(file)  # type: ignore[arg-type]
+
+
+def test_a_path_of_bytes_is_a_path(tmp_path: Path) -> None:
+    class Entry:  # as os.scandir gives them for a folder that is named by bytes
+        def __fspath__(self) -> bytes:
+            return bytes(tmp_path / "gone.gif")
+
+    with pytest.raises(fer_edge.ImageError, match=r"gone\.gif does not exist"):
+        fer_edge.sample_frames(Entry())  # type: ignore[arg-type]
 
 
 class Frames:

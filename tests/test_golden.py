@@ -16,7 +16,7 @@ from fer_edge.classifier import DEFAULT_BUNDLE, choose_artefact, open_session
 from fer_edge.converters.convert import Plan
 from fer_edge.converters.exporter import Export, load_exporter, write_all
 from fer_edge.engines import RUNTIMES
-from fer_edge.golden import BARS, compare, measure, with_floors
+from fer_edge.golden import BARS, Parity, compare, measure, with_floors
 from fer_edge.labels import LabelSet
 
 
@@ -207,6 +207,14 @@ def test_no_manifest_lowers_a_bar(precision: str) -> None:
     high = {name: 0.0 if name.endswith("difference") else 1.0 for name in BARS[precision]}
     assert with_floors(high, precision) == high
     assert with_floors({"of_the_future": 3.0}, precision) == {**BARS[precision], "of_the_future": 3.0}
+
+
+@pytest.mark.parametrize("name", ["misses", "numbers", "__class__", "of_the_future"])
+def test_a_bar_that_nothing_measures_is_a_miss_whatever_its_name(name: str) -> None:
+    """Names come from a manifest; an attribute of that name is no measurement."""
+    parity = Parity(1.0, 1.0, 1.0, 1.0, 0.0, True, True)
+    assert parity.misses({}) == []
+    assert parity.misses({name: 0.5}) == [f"nothing here measures the bar {name!r}; upgrade fer-edge"]
 
 
 def test_the_bars_that_are_shown_are_those_that_were_applied(bundle: Path) -> None:

@@ -342,6 +342,12 @@ def test_another_packages_runtime_is_found_opened_and_examined(
     (row,) = verify(open_bundle(bundle)).rows
     assert (row.runtime, row.status) == ("theirs", "miss")
     assert "theirs" in [engine.runtime for engine in diagnose("0").engines]
+    # One that was written for fer-edge 0.1 told no signature, and nothing can be checked against the manifest.
+    (tmp_path / "their_adapter.py").write_text(THEIRS.replace("self.signature", "self.shapes"))
+    monkeypatch.delitem(sys.modules, "their_adapter")
+    with pytest.raises(fer_edge.EngineError, match=r"theirs cannot open .*signature"):
+        fer_edge.load(bundle, runtime="theirs")
+    assert [row.status for row in verify(open_bundle(bundle)).rows] == ["refused"]
     with pytest.raises(fer_edge.EngineError, match="null, theirs"):
         fer_edge.load(bundle, runtime="nobodys")
 

@@ -1,1 +1,1 @@
-"""Where encoders and projections come from: students trained on faces, and LLM knowledge transfer."""
+"""Where small encoders come from: students trained on faces, alone or from teachers."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import fer_edge
 from fer_edge.bundle import label_set, open_bundle, text_projection
-from fer_edge.engines import installed
+from fer_edge.engines import PRECISIONS, installed
 from fer_edge.errors import ConversionError
 from fer_edge.image import ImageLike
 from fer_edge.labels import LabelSet, softmax
@@ -88,8 +88,8 @@ def _bundle_teacher(path: Path) -> Teacher:
     spec, manifest = bundle.manifest.input, bundle.manifest
     if spec.height != spec.width:
         raise ConversionError(f"{path} takes pictures of {spec.width} x {spec.height}; teachers take squares")
-    offered = {a.precision for a in manifest.artefacts if installed(a.runtime)}
-    clf = fer_edge.load(path, precision=next((p for p in ("fp32", "fp16", "int8") if p in offered), None))
+    offered = {a.precision for a in manifest.general_artefacts if installed(a.runtime)}
+    clf = fer_edge.load(path, precision=next((p for p in reversed(PRECISIONS) if p in offered), None))
     names = sorted((ref.name for ref in manifest.label_sets), key=lambda name: name != manifest.default_labels)
     sets = tuple(label_set(bundle, name) for name in names)
     name, text = f"{path.name} ({clf.runtime} {clf.precision})", manifest.text_encoder
