@@ -96,8 +96,13 @@ def war_uar(predicted: Positions, truth: Positions) -> tuple[float, float]:
 def intervals(confusion: NDArray[np.int64], labels: Sequence[str], draws: int = DRAWS) -> Intervals:
     """95% intervals from a confusion matrix of at least one face. A class that a draw misses is not in that draw's UAR."""
     n, k = int(confusion.sum()), len(labels)
-    drawn = np.random.default_rng(0).multinomial(n, confusion.ravel() / n, draws).reshape(draws, k, k)
-    right, faces = drawn.diagonal(axis1=1, axis2=2).astype(np.float64), drawn.sum(2)
+    cells = np.union1d(np.flatnonzero(confusion), k * k - 1)  # of many labels, most have no face; the last takes the rest
+    drawn = np.random.default_rng(0).multinomial(n, confusion.ravel()[cells] / n, draws)
+    right, faces = np.zeros((draws, k)), np.zeros((draws, k), np.int64)
+    for cell, counts in zip(cells, drawn.T, strict=True):
+        faces[:, cell // k] += counts
+        if cell // k == cell % k:
+            right[:, cell // k] = counts
     drawn_recalls = np.divide(right, faces, out=np.full((draws, k), np.nan), where=faces > 0)
     present = confusion.sum(1) > 0
     by_class = {label: _middle(drawn_recalls[:, i]) if present[i] else None for i, label in enumerate(labels)}

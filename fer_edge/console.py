@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 import click
 
 from .engines import PRECISIONS, RUNTIMES
-from .errors import FerEdgeError, MissingExtraError
+from .errors import MissingExtraError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -97,16 +97,6 @@ class Rooms(Command, click.Group):
             rows.append((name, self.rooms[name][1] if local is None else local.get_short_help_str(120)))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
-
-
-class Figures(click.Group):
-    """A group of ``python -m`` commands, which ``fer-edge`` does not run: an error of our tree is one line there too."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except FerEdgeError as error:
-            raise click.ClickException(str(error)) from error
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only

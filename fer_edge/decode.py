@@ -87,6 +87,7 @@ UNREADABLE = (
     AttributeError,
     MemoryError,
     RuntimeError,
+    ImportError,  # of a plug-in whose library does not load
     struct.error,
     UnidentifiedImageError,
     Image.DecompressionBombError,

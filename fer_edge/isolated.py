@@ -102,7 +102,8 @@ def _telling(text: str) -> str:
 def _ending(code: int, printed: str) -> str:
     if code > 0:
         return f"its process ended with {code}: {printed or 'it printed nothing'}"
-    name = signal.Signals(-code).name
+    known = {number.value: number.name for number in signal.Signals}
+    name = known.get(-code, f"signal {-code}")
     meaning = {"SIGILL": " (it was built for a newer processor than this one)", "SIGKILL": " (perhaps for want of memory)"}
     return f"its process was ended by {name}{meaning.get(name, '')}"
 

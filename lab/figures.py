@@ -22,8 +22,9 @@ import fer_edge
 from fer_edge.benchmarks.timing import interleaved, medians
 from fer_edge.bundle import artefact_files, golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
-from fer_edge.console import Figures, emit, say
+from fer_edge.console import emit, say
 
+from .commands import Figures
 from .default_figures import agreement, card, rival
 from .harness_figures import harness, noise
 from .operations_figures import lighter, streams

@@ -21,7 +21,7 @@ import fer_edge
 from fer_edge.accuracy import war_uar
 from fer_edge.bundle import label_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
-from fer_edge.console import Figures, emit, say
+from fer_edge.console import emit, say
 from fer_edge.converters.compile_labels import add_labels
 from fer_edge.converters.student.faces import Faces, load_faces, load_pictures
 from fer_edge.converters.student.language import default_constants, sentence_groups
@@ -34,6 +34,7 @@ from fer_edge.converters.student.teachers import Teacher, open_teacher
 from fer_edge.converters.student.train import train_student
 from fer_edge.labels import LABEL_SETS
 
+from .commands import Figures
 from .pruning_figures import lighter
 from .transfer_figures import face_cost, fit_speed, planted_table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -149,3 +150,15 @@ def test_calibration_error_against_the_formula() -> None:
     assert calibration_error(np.full(10, 0.8), np.arange(10) < 8) == pytest.approx(0.0)
     assert calibration_error(np.ones(10), np.zeros(10, bool)) == 1.0
     assert np.isnan(calibration_error(np.zeros(0), np.zeros(0, bool)))
+
+
+def test_intervals_of_many_labels_take_no_more_memory_than_their_faces() -> None:
+    """A confusion of 400 labels has 160,000 cells, and all but some hundreds of them are empty."""
+    labels = [str(i) for i in range(400)]
+    tracemalloc.start()
+    try:
+        found = intervals(np.eye(400, dtype=np.int64) * 2, labels, draws=1000)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+    assert found.war == found.uar == (1.0, 1.0)

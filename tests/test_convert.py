@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from fer_edge.converters.convert import Plan, convert
 from fer_edge.converters.crops import augmented, from_folder, shipped_face
 from fer_edge.converters.graph import class_constants, fold
 from fer_edge.converters.reference import open_reference, reference_features
-from fer_edge.converters.sources import read_projection
+from fer_edge.converters.sources import made_with, read_projection
 from fer_edge.converters.to_onnxruntime import OPSET
 from fer_edge.doctor import cpu, saturates
 from fer_edge.golden import BARS
@@ -142,6 +143,12 @@ def test_bad_projections_are_one_error_and_no_pickle_runs(tmp_path: Path, monkey
             read_projection(tmp_path / name, 32)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
+    save_file(
+        {"mlp.weight": torch.ones(4, 32)}, tmp_path / "cut.safetensors", metadata={"fer-edge-projection": '{"image": 5}'}
+    )
+    with pytest.raises(fer_edge.ConversionError, match=r"cut\.safetensors: its header fer-edge-projection is damaged"):
+        made_with(tmp_path / "cut.safetensors")
+    assert made_with(tmp_path / "nan.pth") is None
 
 
 def test_failures_leave_nothing_behind(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +226,22 @@ def test_what_fails_does_not_discard_what_passed(
     assert sorted(file.name for file in (tmp_path / "b").glob("openvino*")) == ["openvino-fp32.bin", "openvino-fp32.xml"]
     with fer_edge.load(tmp_path / "b") as clf:
         assert clf.precision == "fp32"
+
+
+def test_an_exporters_own_oserror_is_its_artefacts_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that a library misses is no full disk: what passed is written."""
+
+    def fails(*given: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "schema.fbs")
+
+    monkeypatch.setattr(to_onnxruntime, "_int8", fails)
+    plan = Plan(runtimes=("onnxruntime",), precisions=("fp32", "int8"), require_all=False)
+    made = convert(str(STUDENT), tmp_path / "b", plan)
+    assert [a.precision for a in made.bundle.manifest.artefacts] == ["fp32"]
+    assert "schema.fbs" in made.failed[0].reason
+    conversion._check_disk(OSError("a library's own, without a number"), tmp_path)
+    with pytest.raises(OSError, match="full"):
+        conversion._check_disk(OSError(errno.ENOSPC, "full"), tmp_path)
 
 
 def test_all_or_nothing_and_no_advice_already_taken(clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
