@@ -38,10 +38,10 @@ sizes: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m lab.figures all
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@
 
 $(DEVICE)/.installed: pyproject.toml tests/oldest.txt
