@@ -619,6 +619,8 @@ def test_litert_weights_outside_of_the_file(bundle: Path) -> None:
     """A model with the schema's external_buffer_groups, written by the engine's own schema code."""
     schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
     flatbuffers = pytest.importorskip("flatbuffers")
+    if not hasattr(schema, "ExternalBufferGroupT"):
+        pytest.skip("this LiteRT knows no external buffers")
     model = schema.ModelT.InitFromPackedBuf((bundle / "litert-int8.tflite").read_bytes(), 0)
     group = schema.ExternalBufferGroupT()
     group.name = "../stolen.bin"

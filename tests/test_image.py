@@ -99,8 +99,15 @@ def test_paths_pictures_and_arrays(face: Image.Image, portrait: Path, tmp_path: 
         same(image, gray)
 
 
+def need_writer(kind: str) -> None:
+    """Old Pillows write no AVIF and no QOI."""
+    if Image.registered_extensions().get(f".{kind}") not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
+
+
 @pytest.mark.parametrize("kind", ["png", "tiff", "gif", "jp2", "avif"])
 def test_bytes_and_open_files(face: Image.Image, tmp_path: Path, kind: str) -> None:
+    need_writer(kind)
     file = tmp_path / f"a.{kind}"
     face.save(file)
     raw = file.read_bytes()
@@ -151,6 +158,7 @@ def test_colour_comes_before_the_stretch(face: Image.Image) -> None:
 
 @pytest.mark.parametrize("kind", ["png", "bmp", "tiff", "webp", "ppm", "jp2", "tga", "qoi", "pcx", "sgi"])
 def test_lossless_files(face: Image.Image, tmp_path: Path, kind: str) -> None:
+    need_writer(kind)
     file = tmp_path / f"a.{kind}"
     options: dict[str, Any] = {"lossless": True} if kind == "webp" else {}
     face.save(file, **options)
