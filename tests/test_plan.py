@@ -85,6 +85,8 @@ def test_plans_that_are_refused(tables: Path, bundle: Path) -> None:
         ("at least two", lambda: plan_training(votes, (), without=LABELS[1:])),
         ("name one --teacher", lambda: plan_training(tables / "plain.npz", ())),
         ("name one --teacher", lambda: plan_training(tables, ())),
+        ("neither a folder of faces nor an npz", lambda: plan_training(Path(__file__), ())),
+        ("does not exist", lambda: plan_training(tables / "nowhere.npz", ())),
     ]
     for message, make in cases:
         with pytest.raises(fer_edge.UsageError, match=message) as caught:

@@ -45,6 +45,9 @@ def plan_training(
     labels = tuple(label for label in every if label not in without)
     if len(labels) < 2:
         raise UsageError("at least two expressions must be left to learn")
+    if not faces.is_dir() and not zipfile.is_zipfile(faces):
+        problem = "is neither a folder of faces nor an npz file" if faces.exists() else "does not exist"
+        raise UsageError(f"{faces} {problem}")
     labelled = has_votes(faces)
     if not labelled and len(teachers) != 1:
         raise UsageError(f"{faces} has no FER+ votes: name one --teacher whose features the student shall learn")
