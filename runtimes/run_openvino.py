@@ -3,12 +3,14 @@ told not to."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import openvino as ov
@@ -18,6 +20,8 @@ from fer_edge.errors import EngineError
 from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, loaded, one_line
 
 _IMPORTED_BY = os.getpid()
+_OPEN: WeakSet[_Session] = WeakSet()
+"""Sessions that were opened and not closed. A child never destroys those that it inherits."""
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _PRODUCTS = (
@@ -62,6 +66,17 @@ def _stay(process: int) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_one_operator("CPU")))
 
 
+def _stay_to_the_end() -> None:
+    """In a forked child that inherits no open session, and with it no user of TBB: be one before the libraries end, whether
+    or not the child uses OpenVINO itself. Any thread that it began may have taken the place of one that is missing."""
+    if not _OPEN:
+        atexit.register(lambda: _stay(os.getpid()))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_stay_to_the_end)
+
+
 def _where_they_lie(weights: bytes) -> ov.Tensor:
     """Weights as a tensor on the memory that they are in. OpenVINO would copy bytes, and takes no memory that cannot be
     written; weights it only reads (those of a file are mapped so)."""
@@ -85,6 +100,7 @@ class _Session:
         self._feature = self._request.get_tensor("feature").data
         self._logits = self._request.get_tensor("logits").data
         self._weights = weights  # the engine reads them as long as it lives
+        _OPEN.add(self)
 
     def run(self, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if crop.shape != self._shape:  # numpy would repeat one channel for three
@@ -94,6 +110,7 @@ class _Session:
         return self._feature[0].copy(), self._logits[0].copy()
 
     def close(self) -> None:
+        _OPEN.discard(self)
         del self._request, self._input, self._feature, self._logits, self._weights
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -162,7 +164,7 @@ def test_a_forked_child_is_told_to_load_again(engine: str) -> None:
 
 
 ENDINGS = """
-import gc, multiprocessing, os, signal, sys
+import gc, multiprocessing, os, signal, sys, threading, time
 import numpy as np
 import fer_edge
 
@@ -187,6 +189,14 @@ def child(work):
 
 def nothing():
     pass
+
+
+def begin_threads():
+    threads = [threading.Thread(target=time.sleep, args=(0.05,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def close_and_drop():
@@ -219,11 +229,12 @@ def answer(_):
 
 opened().close()
 child(nothing)
+child(begin_threads)
 child(load_and_close)
 clf, other, dropped = opened(), opened(), opened()
 other.close()
 del dropped
-for work in (nothing, close_and_drop, load_again, load_and_close, grandchild):
+for work in (nothing, begin_threads, close_and_drop, load_again, load_and_close, grandchild):
     child(work)
 with multiprocessing.get_context("fork").Pool(2, initializer=load_again) as pool:
     print(set(pool.map_async(answer, range(4)).get(timeout=60)) == {answer(0)})
@@ -238,8 +249,17 @@ def test_a_forked_child_loads_its_own_and_ends_as_it_likes(engine: str) -> None:
     """An engine's threads are not in the child: whoever destroys what was inherited waits for them, or aborts."""
     done = subprocess.run([sys.executable, "-c", ENDINGS, engine], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    works = ["nothing", "load_and_close", "nothing", "close_and_drop", "load_again", "load_and_close", "load_again"]
-    assert done.stdout.split("\n")[:-1] == [*(f"{work} 0" for work in works), "grandchild 0", "True"], done.stderr
+    closed, open_ = ["nothing", "begin_threads", "load_and_close"], ["nothing", "begin_threads", "close_and_drop"]
+    works = [*closed, *open_, "load_again", "load_and_close", "load_again", "grandchild"]
+    assert done.stdout.split("\n")[:-1] == [*(f"{work} 0" for work in works), "True"], done.stderr
+
+
+def test_a_classifier_is_not_copied() -> None:
+    """Neither to another process, nor beside itself: a copy would go on in an engine that the first one closed."""
+    with fer_edge.load() as clf:
+        for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(UsageError, match="load"):
+                copied(clf)
 
 
 def test_one_image_is_not_several(portrait: Path) -> None:
