@@ -173,9 +173,10 @@ class _Unpacked(io.RawIOBase):
 def _check_directory(stream: BinaryIO) -> None:
     """Refuse a zip file whose directory is large: zipfile makes an object of every entry before anything can be asked.
 
-    The end record (APPNOTE.TXT of PKWARE, 4.3.16) is found as zipfile finds it. numpy writes no zip64 directory."""
+    The end record (APPNOTE.TXT of PKWARE, 4.3.16) is found as zipfile finds it, and so is zip64's (4.3.14 and 4.3.15), which
+    numpy writes to files beyond 2 GiB: right before its locator, which lies right before the end record."""
     size = stream.seek(0, io.SEEK_END)
-    stream.seek(max(0, size - 22 - 0xFFFF - 20))
+    stream.seek(max(0, size - 22 - 0xFFFF - 20 - 56))
     tail = stream.read()
     at = len(tail) - 22
     if at < 0 or tail[at : at + 4] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
@@ -183,7 +184,11 @@ def _check_directory(stream: BinaryIO) -> None:
     if at < 0 or at + 22 > len(tail):
         raise _UnreadableError("is not a readable npz file")
     (directory,) = struct.unpack_from("<I", tail, at + 12)
-    if directory > _MAX_DIRECTORY or tail[max(0, at - 20) : at].startswith(b"PK\x06\x07"):
+    if tail[max(0, at - 20) : at].startswith(b"PK\x06\x07"):
+        if at < 76 or tail[at - 76 : at - 72] != b"PK\x06\x06":
+            raise _UnreadableError("is not a readable npz file")
+        (directory,) = struct.unpack_from("<Q", tail, at - 36)
+    if directory > _MAX_DIRECTORY:
         raise _UnreadableError(f"has a directory of more than {_MAX_DIRECTORY:,} bytes, which numpy never writes")
     stream.seek(0)
 

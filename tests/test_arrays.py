@@ -198,3 +198,21 @@ def test_what_is_no_archive(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.npz")
         with pytest.raises(UsageError, match="is not a file"):
             read_members(tmp_path / "pipe.npz", ["images"])
+
+
+def test_files_beyond_2_gib_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy ends them with a zip64 directory; here any file is as large as that."""
+    file, images = tmp_path / "large.npz", np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile, "ZIP64_LIMIT", 500)
+        np.savez(file, images=images, many=np.zeros(9))
+    raw = file.read_bytes()
+    at = raw.rindex(b"PK\x06\x06")
+    assert np.array_equal(read_members(file, ["images"])["images"], images)
+    for broken, text in (
+        (raw[: at + 40] + struct.pack("<Q", 1 << 40) + raw[at + 48 :], "has a directory of more than"),
+        (raw[:at] + b"PKxx" + raw[at + 4 :], "is not a readable npz file"),
+    ):
+        file.write_bytes(broken)
+        with pytest.raises(UsageError, match=text):
+            read_members(file, ["images"])
