@@ -182,7 +182,7 @@ def _bundle_argument(command: F, required: bool) -> F:
             ctx.fail(f"two bundles are named, {placed[0]} and -b {named}; name one")
         bundle = placed[0] if placed else named
         if bundle is None and required and not ctx.resilient_parsing:
-            raise click.MissingParameter("name it first, or with -b", ctx=ctx, param=param)
+            raise click.MissingParameter("Name it first, or with -b", ctx=ctx, param=param)
         return bundle
 
     path = click.Path(path_type=Path)

@@ -212,7 +212,8 @@ def _stream(image: Encoded, most: int, name: str) -> Path | BinaryIO:
         path = Path(image)
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
-            raise ImageError(f"{name} is not a file")
+            folder = stat.S_ISDIR(info.st_mode)
+            raise ImageError(f"{name or repr(name)} is {'a folder; name the images in it' if folder else 'not a file'}")
         size = info.st_size
         result: Path | BinaryIO = path
     else:

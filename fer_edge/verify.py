@@ -147,7 +147,7 @@ def _row(
         if installed_engine(runtime).adapter not in sys.modules:
             asked = {"precision": precision, "device": device, "execution_precision": execution_precision}
             if end := crash_of(str(bundle.folder), runtime, **asked):
-                return Row(runtime, precision, "refused", f"{runtime} is installed and does not live here: {end}")
+                return Row(runtime, precision, "refused", f"{runtime} is installed but fails: {end}; see: fer-edge doctor")
         session = open_session(bundle, runtime, artefact, device, threads, execution_precision)
     except MissingExtraError as error:
         return Row(runtime, precision, "no engine", str(error))

@@ -376,7 +376,7 @@ def test_truncated_files(face: Image.Image, scratch: Path) -> None:
 
 
 def test_paths_that_are_no_file(tmp_path: Path) -> None:
-    with refused(str(tmp_path), "not a file"):
+    with refused(str(tmp_path), "is a folder; name the images in it"):
         to_input(tmp_path, (48, 48), "rgb")
     for name, says in ((str(tmp_path / "none.png"), "does not exist"), ("x" * 5000, ""), ("a\0b", ""), ("", "")):
         with refused(name, says):
