@@ -44,10 +44,12 @@ from .reference import Reference, open_reference, reference_features
 from .sources import Encoder
 from .text import source_name
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""Errors that are the disk's (or a limit of the process), whoever meets them."""
 GOLDEN_CROPS = 32
 DEFAULT_CALIBRATION = 64
 COMPARED = 64
-"""Faces on which a lighter encoder is compared with the whole one."""
+"""Faces on which a pruned encoder is compared with the whole one."""
 SESSIONS = 3
 """How often an artefact is opened anew for the golden set: an engine that reads memory it never wrote answers right in one
 session and wrong in the next."""
@@ -228,7 +230,7 @@ def _artefacts(
 
 def _check_disk(error: Exception, folder: Path) -> None:
     """Raise the disk's own error: a full one is no artefact's fault."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in _DISK:
         raise error
     check_room(folder)
 

@@ -670,7 +670,7 @@ def unreadable(folder: Path, portrait: Path) -> dict[str, str]:
     (folder / "text.jpg").write_text("this is no picture")
     (folder / "empty.png").touch()
     (folder / "folder.png").mkdir()
-    words = {"cut.png": "decoded", "text.jpg": "not an image", "empty.png": "empty", "folder.png": "not a file"}
+    words = {"cut.png": "decoded", "text.jpg": "not an image", "empty.png": "empty", "folder.png": "is a folder"}
     return {**words, "missing.png": "does not exist"}
 
 

@@ -129,7 +129,8 @@ def test_a_power_cut_leaves_a_whole_bundle(disk: tuple[Path, Cut]) -> None:
     writer.communicate()
     assert all(found == before or found.startswith("new ") for found in seen)
     assert len(set(seen)) > 1, "no cut fell into the writing"
-    assert started(target, 1).wait() == 0
+    with started(target, 1) as writer:
+        assert writer.wait() == 0
     assert version(cut() / "bundle") == "new 0"  # what was said to be written is written
     time.sleep(1.5)  # the names are on the disk now, and the content long since
     assert version(cut() / "bundle") == "new 0"
