@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fer_edge import ConversionError
-from fer_edge.converters.student.identity import IdentityBody, installed_identity, load_identity, read_dlib
+from lab.gpu.identity import IdentityBody, installed_identity, load_identity, read_dlib
 
 FILE = installed_identity()
 PHOTOS = Path(os.environ.get("FER_EDGE_DATA", "../shared/data"), "lfw_expressions")

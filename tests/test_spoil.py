@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fer_edge.benchmarks.robustness import WAYS as TEST_WAYS
 from fer_edge.converters.crops import augmented
 from fer_edge.converters.student.augment import warp
-from fer_edge.converters.student.spoil import WAYS, Spoiling, fate, jpeg
-from fer_edge.converters.student.twins import near_duplicates
+from lab.gpu.robustness import WAYS as TEST_WAYS
+from lab.gpu.spoil import WAYS, Spoiling, fate, jpeg
+from lab.gpu.twins import near_duplicates
 
 COUNT = 64
 

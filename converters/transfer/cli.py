@@ -48,7 +48,7 @@ def transfer() -> None:
     type=click.Choice(["plain", "clip"]),
     default="plain",
     show_default=True,
-    help="Of both models: value / 255 alone, as the paper; or with CLIP's mean and std.",
+    help="Of both models: value / 255 alone, as the paper; or with the mean and std of its own processor.",
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The cache to begin, or to go on with.")
 @click.option("--shard", type=click.IntRange(min=1), default=512, show_default=True, help="Faces of a file of the cache.")

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fer_edge.converters.student.augment import Strength, disturb, mirrored, mixup, view, warp
-from fer_edge.converters.student.identity import IdentityBody, load_identity
 from fer_edge.converters.student.language import constants, default_constants, draw, sentence_groups
 from fer_edge.converters.student.network import InTraining, StudentConfig
 from fer_edge.converters.student.sentences import descriptions, stored_sentences
-from fer_edge.converters.student.spoil import Spoiling, fate
 
+from .identity import IdentityBody, load_identity
 from .pack import LABELS, STEP, Packed, read_identity
+from .spoil import Spoiling, fate
 
 VIEW_SEED = 77
 TEACHER_PRIOR = 0.25

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fer_edge.benchmarks.robustness import WAYS
 from fer_edge.converters.student.augment import mirrored, view
 from fer_edge.converters.student.language import default_constants, sentence_groups
 from fer_edge.converters.student.sentences import descriptions, stored_sentences
@@ -46,6 +45,7 @@ from .course import (
     war_uar,
 )
 from .pack import LABELS, Packed, unpack
+from .robustness import WAYS
 
 PHASES = (0.46, 0.55, 0.93)
 """When teachers, their answers and students must be done, as shares of the whole."""
@@ -88,7 +88,7 @@ def everything(options: argparse.Namespace) -> None:
         "minutes": options.minutes,
         "torch": torch.__version__,
         "machine": machine(),
-        "argv": sys.argv[1:],
+        "argv": [word for word in sys.argv[1:] if "/" not in word],
     }
     packed = limited(unpack(options.input), options.faces)
     save_arrays(options.work / "packed.npz", {f.name: getattr(packed, f.name) for f in fields(Packed)})

@@ -1,5 +1,5 @@
 """Eight ways in which a camera's face differs from a good photo, to measure how a bundle stands them. Each is the same
-for the same pictures: nothing is drawn anew. No training uses these very ways (see converters/student/spoil.py, which
+for the same pictures: nothing is drawn anew. No training uses these very ways (see lab/gpu/spoil.py, which
 has others in other strengths)."""
 
 from __future__ import annotations
