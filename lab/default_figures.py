@@ -19,6 +19,7 @@ from fer_edge.console import emit
 from fer_edge.errors import UsageError
 from fer_edge.labelled import label_of, read_faces
 from fer_edge.runtime import open_model, run
+from lab.gpu.robustness import WAYS
 
 
 @click.command()
@@ -82,6 +83,25 @@ def agreement(bundle: Path, data: Path, truth: str | None, classes: str | None) 
             row[precision] = {"war": round(war(table), 4), "uar": round(uar(table), 4), "uar_interval": span}
         found[runtime] = row
     emit({"figure": "agreement", "faces": len(faces.images), "runtimes": found})
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.option("--truth", metavar="MEMBER")
+@click.option("--classes", metavar="MEMBER")
+def robustness(bundle: Path, data: Path, truth: str | None, classes: str | None) -> None:
+    """WAR of BUNDLE on DATA's gray faces, clean and spoilt in eight ways, and the mean of the eight."""
+    faces = read_faces(data, truth, classes)
+    pictures = np.stack([np.asarray(image) for image in faces.images])
+    with fer_edge.load(bundle) as clf:
+        meant = [label_of(name, clf.labels) for name in faces.classes]
+        reached = {}
+        for name, spoil in {"clean": lambda same: same, **WAYS}.items():
+            said = [clf.predict(face).label for face in spoil(pictures)]
+            reached[name] = round(float(np.mean([a == b for a, b in zip(said, meant, strict=True)])), 4)
+    mean = round(float(np.mean([value for name, value in reached.items() if name != "clean"])), 4)
+    emit({"figure": "robustness", "faces": len(pictures), "war": reached, "mean_of_spoilt": mean})
 
 
 @click.command()
