@@ -24,6 +24,8 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .classifier import Classifier, Prediction, load
+    from .live.faces import Face, FaceFinder
+    from .live.watch import watch
     from .video import sample_frames
 
 # In a wheel the rooms lie inside this folder, in a checkout beside it: a checkout uses its own, whatever is installed.
@@ -32,7 +34,15 @@ if (_root := Path(__file__).resolve().parent.parent).joinpath("runtimes", "run_n
 
 silence()
 
-_LATER = {"Classifier": "classifier", "Prediction": "classifier", "load": "classifier", "sample_frames": "video"}
+_LATER = {
+    "Classifier": "classifier",
+    "Face": "live.faces",
+    "FaceFinder": "live.faces",
+    "Prediction": "classifier",
+    "load": "classifier",
+    "sample_frames": "video",
+    "watch": "live.watch",
+}
 """Public name -> its module, imported with numpy and Pillow when the name is first used: until then a command has its
 signals in hand, and ``--help`` is quick."""
 
@@ -57,6 +67,8 @@ __all__ = [
     "Classifier",
     "ConversionError",
     "EngineError",
+    "Face",
+    "FaceFinder",
     "FerEdgeError",
     "ImageError",
     "IntegrityError",
@@ -67,4 +79,5 @@ __all__ = [
     "__version__",
     "load",
     "sample_frames",
+    "watch",
 ]

@@ -152,6 +152,23 @@ class Classifier:
             raise ImageError("there is no image to look at")
         return np.stack(rows)
 
+    @checked("image")
+    def box_features(
+        self, image: ImageLike, boxes: Iterable[Box], *, shape: Shape = "square", max_pixels: int = MAX_PIXELS
+    ) -> NDArray[np.float32]:
+        """Features (N, D) float32, before normalisation, of several faces of one photo; boxes as in :meth:`predict_boxes`.
+        No boxes give (0, D)."""
+        rows = [self._run(crop) for crop in self._crops(image, list(boxes), 0.0, shape, max_pixels)]
+        return np.stack(rows) if rows else np.empty((0, self.bundle.manifest.feature_dim), np.float32)
+
+    @checked()
+    def predict_features(self, features: NDArray[np.float32]) -> list[Prediction]:
+        """Score features (N, D), of this bundle's encoder, or means of such: a track's window, say."""
+        wide = self.bundle.manifest.feature_dim
+        if features.ndim != 2 or features.shape[1] != wide:
+            raise UsageError(f"features must be (N, {wide}); got {features.shape}")
+        return [self._prediction(feature) for feature in features.astype(np.float32, copy=False)]
+
     def close(self) -> None:
         """Give the engine back. Closing twice is fine."""
         if self._pid != os.getpid():
@@ -199,12 +216,16 @@ class Classifier:
     def _predictions(
         self, image: ImageLike, boxes: list[Box], margin: float, shape: Shape, max_pixels: int
     ) -> list[Prediction]:
+        return [self._prediction(self._run(crop)) for crop in self._crops(image, boxes, margin, shape, max_pixels)]
+
+    def _crops(
+        self, image: ImageLike, boxes: list[Box], margin: float, shape: Shape, max_pixels: int
+    ) -> list[NDArray[np.uint8]]:
         self._alive()
         spec = self.bundle.manifest.input
-        crops = to_inputs(
+        return to_inputs(
             image, spec.size, spec.color, boxes, margin, shape=shape, scale=spec.crop.scale, max_pixels=max_pixels
         )
-        return [self._prediction(self._run(crop)) for crop in crops]
 
     def _run(self, crop: NDArray[np.uint8]) -> NDArray[np.float32]:
         with self._lock:

@@ -41,6 +41,7 @@ ROOM_COMMANDS = {
     "evaluate": ("fer_edge.benchmarks.cli:evaluate", "WAR, UAR, confusion and recall on labelled faces."),
     "transfer": ("fer_edge.converters.transfer.cli:transfer", "Learn a projection from unlabelled faces and an LLM."),
     "student": ("fer_edge.converters.student.cli:student", "Train the small encoder behind the embedded default."),
+    "watch": ("fer_edge.live.cli:watch", "From a camera, a stream or a file to events: faces found, followed and judged."),
 }
 """Command -> where it is, and its line in ``fer-edge --help``."""
 

@@ -94,6 +94,8 @@ def test_public_names() -> None:
         "Classifier",
         "ConversionError",
         "EngineError",
+        "Face",
+        "FaceFinder",
         "FerEdgeError",
         "ImageError",
         "IntegrityError",
@@ -104,6 +106,7 @@ def test_public_names() -> None:
         "__version__",
         "load",
         "sample_frames",
+        "watch",
     ]
     assert all(hasattr(fer_edge, name) for name in fer_edge.__all__)
     assert all(

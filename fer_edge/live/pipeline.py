@@ -1,0 +1,87 @@
+"""One frame in, events out: the way that ``watch`` and the camera's benchmark share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fer_edge.classifier import Classifier, Prediction
+from fer_edge.image import Box
+
+from .events import Event, Kind
+from .faces import Face, FaceFinder
+from .judgement import Judgement
+from .sources import Frame
+from .tracks import Tracker
+
+LEAST_EYES = 12.0
+"""Pixels between the eyes below which a face is found and followed, but not judged."""
+
+
+@dataclass(frozen=True)
+class TrackState:
+    """A track as it stands in one frame, for those who draw or count it."""
+
+    track: int
+    face: Face
+    prediction: Prediction | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one frame gave. ``stages``: milliseconds by stage ("find", "judge", ...)."""
+
+    frame: Frame
+    events: tuple[Event, ...]
+    tracks: tuple[TrackState, ...]
+    stages: dict[str, float]
+
+
+@dataclass
+class _Track:
+    judgement: Judgement
+    box: Box
+    since: float
+
+
+class Pipeline:
+    """Faces of frames, found, followed and judged. ``step`` takes frames in order; ``end`` ends all tracks."""
+
+    def __init__(self, clf: Classifier, finder: FaceFinder) -> None:
+        self._clf, self._finder, self._tracker = clf, finder, Tracker()
+        self._tracks: dict[int, _Track] = {}
+        self.tracks = 0
+
+    def step(self, frame: Frame) -> Step:
+        """Look at one frame."""
+        faces = self._finder.find_rgb(frame.pixels)
+        sightings, over = self._tracker.update(faces, frame.time)
+        events = [self._end(track, frame.time, frame.number) for track in over]
+        features = self._clf.box_features(frame.pixels, [sighting.face.box for sighting in sightings])
+        states = []
+        for sighting, feature in zip(sightings, features, strict=True):
+            fresh = sighting.track not in self._tracks
+            if fresh:
+                self._tracks[sighting.track] = _Track(Judgement(self._clf), sighting.face.box, frame.time)
+                self.tracks += 1
+            track = self._tracks[sighting.track]
+            track.box = sighting.face.box
+            if track.judgement.add(feature, frame.time):
+                track.since = frame.time
+                events.append(self._event("appear" if fresh else "change", sighting.track, frame.time, frame.number))
+            states.append(TrackState(sighting.track, sighting.face, track.judgement.prediction))
+        return Step(frame, tuple(events), tuple(states), {})
+
+    def end(self, time: float, number: int) -> list[Event]:
+        """End all tracks."""
+        return [self._end(track, time, number) for track in self._tracker.end()]
+
+    def _event(self, kind: Kind, number: int, time: float, frame: int) -> Event:
+        track = self._tracks[number]
+        said = track.judgement.prediction
+        label, scores, certain = (said.label, said.scores, said.certain) if said else (None, {}, False)
+        return Event(kind, time, frame, number, track.box, label, scores, certain, track.since)
+
+    def _end(self, number: int, time: float, frame: int) -> Event:
+        event = self._event("end", number, time, frame)
+        del self._tracks[number]
+        return event
