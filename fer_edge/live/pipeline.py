@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from fer_edge.classifier import Classifier, Prediction
@@ -28,12 +29,15 @@ class TrackState:
 
 @dataclass(frozen=True)
 class Step:
-    """What one frame gave. ``stages``: milliseconds by stage ("find", "judge", ...)."""
+    """What one frame gave. ``stages``: milliseconds by stage ("find", "judge", ...); ``age``: seconds since the frame
+    arrived; ``dropped``: frames of the source that nobody saw, until now."""
 
     frame: Frame
     events: tuple[Event, ...]
     tracks: tuple[TrackState, ...]
     stages: dict[str, float]
+    age: float
+    dropped: int
 
 
 @dataclass
@@ -51,8 +55,8 @@ class Pipeline:
         self._tracks: dict[int, _Track] = {}
         self.tracks = 0
 
-    def step(self, frame: Frame) -> Step:
-        """Look at one frame."""
+    def step(self, frame: Frame, dropped: int = 0) -> Step:
+        """Look at one frame. ``dropped``: of its source, until now."""
         faces = self._finder.find_rgb(frame.pixels)
         sightings, over = self._tracker.update(faces, frame.time)
         events = [self._end(track, frame.time, frame.number) for track in over]
@@ -69,19 +73,19 @@ class Pipeline:
                 track.since = frame.time
                 events.append(self._event("appear" if fresh else "change", sighting.track, frame.time, frame.number))
             states.append(TrackState(sighting.track, sighting.face, track.judgement.prediction))
-        return Step(frame, tuple(events), tuple(states), {})
+        return Step(frame, tuple(events), tuple(states), {}, time.monotonic() - frame.arrived, dropped)
 
-    def end(self, time: float, number: int) -> list[Event]:
-        """End all tracks."""
-        return [self._end(track, time, number) for track in self._tracker.end()]
+    def end(self, moment: float, number: int) -> list[Event]:
+        """End all tracks at ``moment``, seconds of the medium."""
+        return [self._end(track, moment, number) for track in self._tracker.end()]
 
-    def _event(self, kind: Kind, number: int, time: float, frame: int) -> Event:
+    def _event(self, kind: Kind, number: int, moment: float, frame: int) -> Event:
         track = self._tracks[number]
         said = track.judgement.prediction
         label, scores, certain = (said.label, said.scores, said.certain) if said else (None, {}, False)
-        return Event(kind, time, frame, number, track.box, label, scores, certain, track.since)
+        return Event(kind, moment, frame, number, track.box, label, scores, certain, track.since)
 
-    def _end(self, number: int, time: float, frame: int) -> Event:
-        event = self._event("end", number, time, frame)
+    def _end(self, number: int, moment: float, frame: int) -> Event:
+        event = self._event("end", number, moment, frame)
         del self._tracks[number]
         return event
