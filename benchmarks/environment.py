@@ -22,6 +22,7 @@ from fer_edge.container import container_limits, text_of
 from fer_edge.engines import ENGINES, RUNTIMES
 from fer_edge.errors import importable
 from fer_edge.extras import distributions_of
+from fer_edge.sensors import temperatures
 
 from . import sensors
 
@@ -132,7 +133,7 @@ def environment(root: Path = Path("/")) -> Environment:
         governors=sensors.governors(root),
         frequencies_mhz=sensors.frequencies(root),
         frequency_limits_mhz=sensors.frequency_limits(root),
-        temperatures_c=sensors.temperatures(root),
+        temperatures_c=temperatures(root),
         load_average=_load(root),
         power_mode=mode,
         engines=engines(),

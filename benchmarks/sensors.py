@@ -1,4 +1,5 @@
-"""What a Linux box tells of itself while it works: temperatures, clock frequencies and energy, read from /sys and /proc.
+"""What a Linux box tells of itself while it works, beside its temperatures (fer_edge/sensors.py): clock frequencies and
+energy, read from /sys and /proc.
 
 Every reader takes ``root``: a copied or made-up tree is read like the box itself. What is missing, switched off or says
 nonsense is left out; no reader raises, and none makes a value up.
@@ -13,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from fer_edge.container import number_of, text_of
 from fer_edge.errors import UsageError
+from fer_edge.sensors import distinct, name_in, numbered
 
 TOTAL_RAILS = ("VIN", "VDD_IN", "POM_5V_IN", "5V_IN")
 """Jetson rails that feed all others, the widest first: VIN is Thor's input, carrier board included; VDD_IN the module's on
@@ -26,7 +28,6 @@ TX1, TX2, Xavier NX and Orin NX and Nano; POM_5V_IN is Nano's (5V_IN in NVIDIA's
 and Thor it feeds peripherals and memory, beside the rails of processor and GPU."""
 PARTS = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 """Rail -> the rail that feeds it: NVIDIA counts AGX Orin's memory in VIN_SYS_5V0, so adding both would count it twice."""
-NO_SENSORS = ("PMIC-Die",)  # a zone of Jetsons that always says 100 degrees, hot or cold
 NO_SENSOR = "no energy sensor: this box shows neither RAPL (/sys/class/powercap) nor an INA power monitor (hwmon)"
 
 _OFF = (errno.ENODATA, errno.EINVAL, errno.ENXIO, errno.EAGAIN)  # drivers' answers for a channel that is switched off
@@ -42,19 +43,6 @@ class EnergySource:
     kind: Literal["counter", "power"]
     paths: tuple[Path, ...]
     max_range: float = 0.0
-
-
-def temperatures(root: Path = Path("/")) -> dict[str, float]:
-    """Degrees Celsius by thermal zone; where no zone has any, by hwmon sensor.
-
-    Millidegrees, as in Documentation/ABI/testing/sysfs-class-thermal and Documentation/hwmon/sysfs-interface.rst. A zone
-    that is off answers with an error, or with -256 degrees on a Jetson. A name means the same sensor at every call."""
-    zones = _numbered(root / "sys/class/thermal", r"thermal_zone([0-9]+)")
-    chips = _numbered(root / "sys/class/hwmon", r"hwmon([0-9]+)")
-    sensors = [file for chip in chips for file in _numbered(chip, r"temp([0-9]+)_input")]
-    named = [(_name(zone / "type") or zone.name, zone / "temp") for zone in zones]
-    found = _degrees([(name, file) for name, file in named if name not in NO_SENSORS])
-    return found or _degrees([(_sensor_name(file), file) for file in sensors])
 
 
 def frequencies(root: Path = Path("/")) -> tuple[float, ...]:
@@ -79,7 +67,7 @@ def frequency_limits(root: Path = Path("/")) -> tuple[float, float] | None:
 
 def governors(root: Path = Path("/")) -> tuple[str, ...]:
     """The distinct clock governors of the processors that are online. Documentation/admin-guide/pm/cpufreq.rst."""
-    return tuple(dict.fromkeys(g for g in (_name(p / "scaling_governor") for p in _policies(root)) if g))
+    return tuple(dict.fromkeys(g for g in (name_in(p / "scaling_governor") for p in _policies(root)) if g))
 
 
 def energy_sources(root: Path = Path("/")) -> tuple[EnergySource, ...]:
@@ -193,16 +181,16 @@ class EnergyMeter:
 
 def _candidates(root: Path) -> list[EnergySource]:
     found = [*_rapl(root), *_rails(root)]
-    return [replace(s, name=name) for name, s in zip(_distinct([s.name for s in found]), found, strict=True)]
+    return [replace(s, name=name) for name, s in zip(distinct([s.name for s in found]), found, strict=True)]
 
 
 def _rapl(root: Path) -> list[EnergySource]:
     """Documentation/ABI/testing/sysfs-class-powercap, Documentation/power/powercap/powercap.rst."""
-    zones = _numbered(root / "sys/class/powercap", r"intel-rapl:([0-9]+)")
+    zones = numbered(root / "sys/class/powercap", r"intel-rapl:([0-9]+)")
     found = []
-    for zone, package in [(z, name) for z in zones if (name := _name(z / "name")).startswith("package")]:
-        parts = _numbered(zone.parent, re.escape(zone.name) + r":([0-9]+)")
-        for name, folder in [(package, zone), *((f"{package} dram", p) for p in parts if _name(p / "name") == "dram")]:
+    for zone, package in [(z, name) for z in zones if (name := name_in(z / "name")).startswith("package")]:
+        parts = numbered(zone.parent, re.escape(zone.name) + r":([0-9]+)")
+        for name, folder in [(package, zone), *((f"{package} dram", p) for p in parts if name_in(p / "name") == "dram")]:
             if os.path.exists(folder / "energy_uj"):
                 most = max(0, number_of(folder / "max_energy_range_uj") or 0)
                 found.append(EnergySource(name, "counter", (folder / "energy_uj",), most * 1e-6))
@@ -214,8 +202,8 @@ def _rails(root: Path) -> list[EnergySource]:
 
     Of an INA3221 channels 1 to 3 are rails: curr4 is their sum, in4 to in7 are shunt voltages. The JetPack 4 driver, which
     shows its rails through iio, is not read."""
-    monitors = _numbered(root / "sys/class/hwmon", r"hwmon([0-9]+)")
-    chips = [(c, kind) for c in monitors if re.fullmatch(r"ina[0-9]{3,4}x?", kind := _name(c / "name"))]
+    monitors = numbered(root / "sys/class/hwmon", r"hwmon([0-9]+)")
+    chips = [(c, kind) for c in monitors if re.fullmatch(r"ina[0-9]{3,4}x?", kind := name_in(c / "name"))]
     jetson = any(kind.startswith("ina3221") for _, kind in chips)
     found = []
     for chip, kind in chips:
@@ -224,7 +212,7 @@ def _rails(root: Path) -> list[EnergySource]:
             power, volts, amperes = chip / f"power{n}_input", chip / f"in{n}_input", chip / f"curr{n}_input"
             paths = (power,) if os.path.exists(power) else (volts, amperes)
             unlabelled = "VIN" if kind == "ina238" and jetson else f"{kind} channel {n}" if three else kind
-            name = _name(chip / f"in{n}_label") or ("" if three else _name(chip / "label")) or unlabelled
+            name = name_in(chip / f"in{n}_label") or ("" if three else name_in(chip / "label")) or unlabelled
             connected = name != "NC" and number_of(chip / f"in{n}_enable") != 0
             if connected and all(map(os.path.exists, paths)):
                 found.append(EnergySource(name, "power", paths))
@@ -243,7 +231,7 @@ def _trouble(name: str, path: Path) -> str:
 
 
 def _policies(root: Path) -> list[Path]:
-    cpus = _numbered(root / "sys/devices/system/cpu", r"cpu([0-9]+)")
+    cpus = numbered(root / "sys/devices/system/cpu", r"cpu([0-9]+)")
     return [cpu / "cpufreq" for cpu in cpus if number_of(cpu / "online") != 0]  # cpu0 often has no such file
 
 
@@ -252,36 +240,3 @@ def _megahertz(root: Path, *files: str) -> list[float]:
     read = [[number_of(policy / file) or 0 for file in files] for policy in _policies(root)]
     found = [next((khz for khz in row if 0 < khz < 100_000_000), None) for row in read]
     return [khz / 1000 for khz in found if khz is not None]
-
-
-def _sensor_name(file: Path) -> str:
-    channel = file.name.removesuffix("_input")
-    return f"{_name(file.parent / 'name') or file.parent.name} {_name(file.parent / f'{channel}_label') or channel}"
-
-
-def _degrees(sensors: Sequence[tuple[str, Path]]) -> dict[str, float]:
-    values = [number_of(path) for _, path in sensors]
-    named = zip(_distinct([name for name, _ in sensors]), values, strict=True)
-    return {name: value / 1000 for name, value in named if value is not None and -60_000 <= value <= 200_000}
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, a repeated one with the first number from 2 on that makes it unlike all others."""
-    found: list[str] = []
-    for name in names:
-        numbered = (f"{name} {n}" for n in count(2) if f"{name} {n}" not in {*names, *found})
-        found.append(next(numbered) if name in found else name)
-    return found
-
-
-def _name(path: Path) -> str:
-    return "".join(c for c in text_of(path) or "" if c.isprintable())[:80]
-
-
-def _numbered(folder: Path, pattern: str) -> list[Path]:
-    """Entries of a folder that match, by their number: cpu2 before cpu10."""
-    try:
-        matches = [m for entry in os.listdir(folder) if (m := re.fullmatch(pattern, entry))]
-    except OSError:
-        return []
-    return [folder / m.group() for m in sorted(matches, key=lambda m: int(m.group(1)))]

@@ -10,9 +10,10 @@ from pathlib import Path
 from statistics import fmean, median
 
 from fer_edge.errors import FerEdgeError
+from fer_edge.sensors import temperatures
 
 from .results import Configuration
-from .sensors import frequencies, temperatures
+from .sensors import frequencies
 from .worker import Served
 
 POINT_SECONDS = 1.0

@@ -35,12 +35,12 @@ from fer_edge.benchmarks.sensors import (
     joules,
     no_energy_reason,
     reading,
-    temperatures,
     unreadable,
 )
 from fer_edge.container import container_limits
 from fer_edge.engines import RUNTIMES, installed
 from fer_edge.errors import UsageError
+from fer_edge.sensors import temperatures
 
 UNREADABLE = None
 """In a tree: a folder in the file's place, because the tests may run as root, for whom no file is closed."""

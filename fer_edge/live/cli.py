@@ -10,6 +10,7 @@ import click
 
 from fer_edge.classifier import load
 from fer_edge.console import Command, bundle_option, common, emit, engine_options, labels_option, show
+from fer_edge.manifest import digest_of
 
 from .events import Event
 from .faces import FaceFinder
@@ -32,8 +33,9 @@ def watch(source: str, bundle: Path | None, detector: Path | None, as_json: bool
     engine["execution_precision"] = options.pop("execution_precision")
     with load(bundle, **engine) as clf, FaceFinder(detector) as finder:
         opened = open_source(source)
-        ran = (clf.bundle.manifest.name, clf.runtime, clf.device, clf.precision)
-        outputs = open_outputs(options, Setup(opened.name, opened.live, clf.labels, clf.label_set, *ran))
+        manifest, looks = clf.bundle.manifest, detector.name if detector else "yunet"
+        ran = (manifest.name, digest_of(manifest), clf.runtime, clf.device, clf.precision)
+        outputs = open_outputs(options, Setup(opened.name, opened.live, clf.labels, clf.label_set, *ran, looks))
         with closing(run(opened, clf, finder, outputs=outputs)) as events:
             for event in events:
                 if as_json:

@@ -17,7 +17,7 @@ from .sources import Gap
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OUTPUTS: tuple[str, ...] = ()
+OUTPUTS: tuple[str, ...] = ("metrics",)
 """Modules of ``fer_edge.live`` that offer an output to the command line, by three names:
 
 - ``output_options``: a decorator that adds click's options, as ``console.engine_options`` is one; the first one turns the
@@ -31,16 +31,19 @@ They are imported with the command: what they stand on (a broker's client, a web
 
 @dataclass(frozen=True)
 class Setup:
-    """What is watched, and with what: for outputs that announce themselves. ``source``: its name, without credentials."""
+    """What is watched, and with what: for outputs that announce themselves. ``source``: its name, without credentials;
+    ``bundle``, ``detector``: their names, ``digest``: of the bundle."""
 
     source: str
     live: bool
     labels: tuple[str, ...]
     label_set: str
     bundle: str
+    digest: str
     runtime: str
     device: str
     precision: str
+    detector: str
 
 
 class Output(Protocol):
