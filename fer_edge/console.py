@@ -239,9 +239,9 @@ PERIOD = 20.0
 
 
 @contextmanager
-def heartbeat(screen: TextIO, text: str = "") -> Iterator[Callable[[str], None]]:
-    """Yields a function that takes what is going on; the last of it is written every PERIOD seconds with the time that has
-    passed. A thread writes it: a single step may take ten minutes."""
+def heartbeat(screen: TextIO, text: str = "", period: float | None = None) -> Iterator[Callable[[str], None]]:
+    """Yields a function that takes what is going on; the last of it is written every ``period`` seconds (None: PERIOD) with
+    the time that has passed. A thread writes it: a single step may take ten minutes."""
     latest, start, over = text, time.monotonic(), threading.Event()
 
     def take(text: str) -> None:
@@ -249,7 +249,7 @@ def heartbeat(screen: TextIO, text: str = "") -> Iterator[Callable[[str], None]]
         latest = text
 
     def write() -> None:
-        while not over.wait(PERIOD):
+        while not over.wait(PERIOD if period is None else period):
             passed = timedelta(seconds=round(time.monotonic() - start))
             with suppress(OSError, ValueError):
                 screen.write(f"{printable(latest)} ... {passed}\n")
@@ -265,10 +265,10 @@ def heartbeat(screen: TextIO, text: str = "") -> Iterator[Callable[[str], None]]
 
 
 @contextmanager
-def status() -> Iterator[Callable[[str], None]]:
+def status(period: float | None = None) -> Iterator[Callable[[str], None]]:
     """What is going on, on stderr: on a terminal a line that is gone at the end, else as :func:`heartbeat`."""
     if not sys.stderr.isatty():
-        with heartbeat(sys.stderr) as take:
+        with heartbeat(sys.stderr, period=period) as take:
             yield take
         return
     try:

@@ -78,6 +78,54 @@ def stoppable() -> Iterator[Sequence[int]]:
         sys.exit(128 + seen[0])
 
 
+@contextmanager
+def orderly(stop: Callable[[], object], patience: float = 5.0) -> Iterator[None]:
+    """Inside :func:`stoppable`, a block that comes to its own end, with its last words, once ``stop`` has been called.
+
+    The first signal calls ``stop`` on a thread of its own (``stop`` may take locks that the block holds), and is raised
+    after the block. A second one that is no echo, or the first after ``patience`` seconds, ends the block at once, by
+    KeyboardInterrupt as ever."""
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
+        yield
+        return
+    before: dict[int, Callable[[int, FrameType | None], object]] = {}
+    first: list[tuple[int, float]] = []
+    asked, over = threading.Event(), threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if not first:
+            first.append((number, time.monotonic()))
+            asked.set()
+        elif time.monotonic() - first[0][1] > _SAME_REQUEST:
+            before[number](number, frame)
+
+    def end() -> None:
+        asked.wait()
+        if over.is_set():
+            return
+        stop()
+        if not over.wait(patience) and main.ident is not None:
+            signal.pthread_kill(main.ident, first[0][0])  # to the thread that waits, whose system call then ends
+
+    for number in (getattr(signal, name) for name in ENDING if hasattr(signal, name)):
+        handler = signal.getsignal(number)
+        if callable(handler):
+            before[number] = handler
+            signal.signal(number, ask)
+    thread = threading.Thread(target=end, name="ending", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        asked.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if first:
+        before[first[0][0]](first[0][0], None)
+
+
 def _tell(text: str) -> None:
     with suppress(OSError, AttributeError, ValueError):
         # A terminal shows ^C where the cursor is.

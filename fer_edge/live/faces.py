@@ -54,6 +54,7 @@ class FaceFinder:
 
         if detector is None:
             raise UsageError("no detector is installed; run: fer-edge faces fetch")
+        self.name = Path(detector).name
         self.longest = longest
         self._net = cv2.FaceDetectorYN.create(str(Path(detector)), "", (320, 320), score_threshold=least_score)
 

@@ -81,14 +81,13 @@ class Output(Protocol):
 class Fan:
     """Several outputs as one; those that fail are told of by ``tell`` and left out."""
 
-    name = "outputs"
-
     def __init__(self, outputs: Iterable[Output], tell: Callable[[str], None] = say) -> None:
         self._outputs, self._tell = list(outputs), tell
 
-    def event(self, event: Event | Summary) -> None:
-        """To each."""
-        self._each(lambda output: output.event(event))
+    def events(self, events: Iterable[Event | Summary]) -> None:
+        """All of them to each."""
+        for event in events:
+            self._each(lambda output, event=event: output.event(event))  # type: ignore[misc]  # a default, not a parameter
 
     def step(self, step: Step) -> None:
         """To each."""

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fer_edge.classifier import Classifier, Prediction
-from fer_edge.image import Box
+import numpy as np
+from numpy.typing import NDArray
 
+from fer_edge.classifier import Classifier, Prediction
+from fer_edge.errors import ImageError
+from fer_edge.image import Box, to_inputs
+
+from .clock import Laps
 from .events import Event, Kind
 from .faces import Face, FaceFinder
 from .judgement import Judgement
 from .sources import Frame
-from .tracks import Tracker
+from .tracks import Sighting, Tracker
 
 LEAST_EYES = 12.0
 """Pixels between the eyes below which a face is found and followed, but not judged."""
+WINDOW = 1.0
+"""Seconds of the medium whose faces are judged together."""
 
 
 @dataclass(frozen=True)
 class TrackState:
-    """A track as it stands in one frame, for those who draw or count it."""
+    """A track as it stands in one frame, for those who draw or count it. ``prediction``: of its window; None while it has
+    not been judged."""
 
     track: int
     face: Face
@@ -29,12 +39,15 @@ class TrackState:
 
 @dataclass(frozen=True)
 class Step:
-    """What one frame gave. ``stages``: milliseconds by stage ("find", "judge", ...); ``age``: seconds since the frame
-    arrived; ``dropped``: frames of the source that nobody saw, until now."""
+    """What one frame gave. ``events`` in order; ``tracks``: those that were seen in it; ``classified``: how many of these
+    were classified; ``stages``: milliseconds by stage: "decode" (the source's work on this frame, without waiting), "find"
+    (the detector), "track", "crop", "engine", "judge" (mean, score and label of a track), "event"; ``age``: seconds since
+    the frame arrived; ``dropped``: frames of the source that nobody looked at, until now."""
 
     frame: Frame
     events: tuple[Event, ...]
     tracks: tuple[TrackState, ...]
+    classified: int
     stages: dict[str, float]
     age: float
     dropped: int
@@ -45,39 +58,86 @@ class _Track:
     judgement: Judgement
     box: Box
     since: float
+    looked: float = -math.inf
 
 
 class Pipeline:
-    """Faces of frames, found, followed and judged. ``step`` takes frames in order; ``end`` ends all tracks."""
+    """Faces of frames, found, followed and judged. ``step`` takes frames in order; ``end`` ends all tracks. Not to be shared
+    between threads. ``window`` and ``least_eyes`` as in :func:`fer_edge.watch`; ``count``: tracks so far."""
 
-    def __init__(self, clf: Classifier, finder: FaceFinder) -> None:
+    def __init__(
+        self, clf: Classifier, finder: FaceFinder, *, window: float = WINDOW, least_eyes: float = LEAST_EYES
+    ) -> None:
         self._clf, self._finder, self._tracker = clf, finder, Tracker()
+        self._window, self._least_eyes = window, least_eyes
         self._tracks: dict[int, _Track] = {}
-        self.tracks = 0
+        self.count = 0
 
-    def step(self, frame: Frame, dropped: int = 0) -> Step:
-        """Look at one frame. ``dropped``: of its source, until now."""
+    def step(self, frame: Frame, *, dropped: int = 0, due: float | None = None) -> Step:
+        """Look at one frame.
+
+        ``due``: time.monotonic() when the next frame is there, None: there is time for all of this one. When it has passed,
+        and as much time has gone into classifying as into finding the faces, the faces that are left are followed, not
+        classified. The tracks whose last classification is oldest come first, so that each has its turn.
+
+        ``dropped``: of the frame's source, until now; it stands in the step."""
+        laps = Laps()
         faces = self._finder.find_rgb(frame.pixels)
+        laps("find")
         sightings, over = self._tracker.update(faces, frame.time)
-        events = [self._end(track, frame.time, frame.number) for track in over]
-        features = self._clf.box_features(frame.pixels, [sighting.face.box for sighting in sightings])
-        states = []
-        for sighting, feature in zip(sightings, features, strict=True):
-            fresh = sighting.track not in self._tracks
-            if fresh:
-                self._tracks[sighting.track] = _Track(Judgement(self._clf), sighting.face.box, frame.time)
-                self.tracks += 1
-            track = self._tracks[sighting.track]
-            track.box = sighting.face.box
-            if track.judgement.add(feature, frame.time):
-                track.since = frame.time
-                events.append(self._event("appear" if fresh else "change", sighting.track, frame.time, frame.number))
-            states.append(TrackState(sighting.track, sighting.face, track.judgement.prediction))
-        return Step(frame, tuple(events), tuple(states), {}, time.monotonic() - frame.arrived, dropped)
+        events = self._end(over, frame.time, frame.number)
+        fresh = {sighting.track for sighting in sightings if sighting.track not in self._tracks}
+        for sighting in sightings:
+            if sighting.track in fresh:
+                self._tracks[sighting.track] = _Track(Judgement(self._clf, self._window), sighting.face.box, frame.time)
+            self._tracks[sighting.track].box = sighting.face.box
+        self.count += len(fresh)
+        laps("track")
+        changed, classified = self._classify(frame, sightings, due, laps)
+        for sighting in sightings:
+            if sighting.track in fresh or sighting.track in changed:
+                kind: Kind = "appear" if sighting.track in fresh else "change"
+                events.append(self._event(kind, sighting.track, frame.time, frame.number))
+        states = [TrackState(s.track, s.face, self._tracks[s.track].judgement.prediction) for s in sightings]
+        laps("event")
+        stages = {"decode": frame.decode_ms, **laps.stages}
+        age = time.monotonic() - frame.arrived
+        return Step(frame, tuple(events), tuple(states), classified, stages, age, dropped)
 
     def end(self, moment: float, number: int) -> list[Event]:
         """End all tracks at ``moment``, seconds of the medium."""
-        return [self._end(track, moment, number) for track in self._tracker.end()]
+        return self._end(self._tracker.end(), moment, number)
+
+    def _classify(self, frame: Frame, sightings: Sequence[Sighting], due: float | None, laps: Laps) -> tuple[set[int], int]:
+        """(tracks whose label has changed, faces that were classified)."""
+        changed, classified = set(), 0
+        began = time.monotonic()
+        enough = began + laps.stages["find"] / 1e3
+        for sighting in sorted(sightings, key=lambda s: self._tracks[s.track].looked):
+            if classified and due is not None and time.monotonic() > max(due, enough):
+                break
+            track, crop = self._tracks[sighting.track], self._crop(frame, sighting.face)
+            laps("crop")
+            if crop is None:
+                continue
+            feature = self._clf.features([crop])[0]
+            laps("engine")
+            classified, track.looked = classified + 1, frame.time
+            if track.judgement.add(feature, frame.time):
+                track.since = frame.time
+                changed.add(sighting.track)
+            laps("judge")
+        return changed, classified
+
+    def _crop(self, frame: Frame, face: Face) -> NDArray[np.uint8] | None:
+        """The face as the artefact takes it; None where it is too small to be judged."""
+        if face.eye_distance < self._least_eyes:
+            return None
+        spec = self._clf.bundle.manifest.input
+        try:
+            return to_inputs(frame.pixels, spec.size, spec.color, [face.box], scale=spec.crop.scale)[0]
+        except ImageError:  # a detector may see a face of which nothing lies in the picture
+            return None
 
     def _event(self, kind: Kind, number: int, moment: float, frame: int) -> Event:
         track = self._tracks[number]
@@ -85,7 +145,8 @@ class Pipeline:
         label, scores, certain = (said.label, said.scores, said.certain) if said else (None, {}, False)
         return Event(kind, moment, frame, number, track.box, label, scores, certain, track.since)
 
-    def _end(self, number: int, moment: float, frame: int) -> Event:
-        event = self._event("end", number, moment, frame)
-        del self._tracks[number]
-        return event
+    def _end(self, numbers: Sequence[int], moment: float, frame: int) -> list[Event]:
+        events = [self._event("end", number, moment, frame) for number in numbers if number in self._tracks]
+        for number in numbers:
+            self._tracks.pop(number, None)
+        return events

@@ -20,12 +20,13 @@ from fer_edge.errors import ImageError
 class Frame:
     """``pixels`` uint8 (H, W, 3) RGB, upright; ``number`` counts what the source delivered, from 0, dropped frames
     included; ``time`` in seconds of the medium (of a live source: since the first frame); ``arrived``: time.monotonic()
-    when it came."""
+    when it came; ``decode_ms``: milliseconds of work on it until then, reading and decoding, without waiting."""
 
     number: int
     time: float
     pixels: NDArray[np.uint8]
     arrived: float
+    decode_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class Gap:
 
 
 class Source(Protocol):
-    """Frames, one after the other. ``live``: frames that nobody was ready for are dropped, and counted in ``dropped``."""
+    """Frames, one after the other. ``name``: without credentials; ``live``: frames that nobody was ready for are dropped,
+    and counted in ``dropped``; ``seconds``: length of the medium, None where it has none or none is known."""
 
     name: str
     live: bool
+    seconds: float | None
 
     @property
     def dropped(self) -> int:
@@ -65,14 +68,20 @@ class VideoFile:
         if not path.is_file():
             raise ImageError(f"{path} does not exist")
         self.name = str(path)
+        self.seconds: float | None = None
 
     def __iter__(self) -> Iterator[Frame | Gap]:
         import av
 
         with av.open(self.name) as container:
             stream = container.streams.video[0]
+            self.seconds = container.duration / av.time_base if container.duration else None
+            began = time.perf_counter()
             for number, frame in enumerate(container.decode(stream)):
-                yield Frame(number, frame.time or 0.0, frame.to_ndarray(format="rgb24"), time.monotonic())
+                pixels = frame.to_ndarray(format="rgb24")
+                spent = (time.perf_counter() - began) * 1e3
+                yield Frame(number, frame.time or 0.0, pixels, time.monotonic(), spent)
+                began = time.perf_counter()
 
     def close(self) -> None:
         """Nothing is held between two iterations."""

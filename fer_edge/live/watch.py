@@ -2,51 +2,198 @@
 
 from __future__ import annotations
 
+import math
+import os
+import threading
 import time
-from collections.abc import Generator, Sequence
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
 
+from fer_edge.arguments import checked
 from fer_edge.classifier import Classifier
+from fer_edge.errors import FerEdgeError, UsageError
 
+from .clock import Spread
 from .events import Event, Summary
 from .faces import FaceFinder
 from .outputs import Fan, Output
-from .pipeline import Pipeline
-from .sources import Frame, Source, open_source
+from .pipeline import LEAST_EYES, WINDOW, Pipeline, Step
+from .sources import Frame, Gap, Source, open_source
 
 
+@checked("source")
 def watch(
-    source: str | Source, clf: Classifier, finder: FaceFinder, *, outputs: Sequence[Output] = ()
+    source: str | os.PathLike[str] | int | Source,
+    clf: Classifier,
+    finder: FaceFinder | None = None,
+    *,
+    window: float = WINDOW,
+    least_eyes: float = LEAST_EYES,
+    frames: int | None = None,
+    seconds: float | None = None,
+    outputs: Sequence[Output] = (),
 ) -> Generator[Event | Summary, None, None]:
-    """Events of a source as they happen; the last one is the summary. ``source``: what ``open_source`` takes, or a source.
-    ``outputs`` get every frame with its tracks, and every event; both are closed at the end, also when the iteration is
-    closed early: then the outputs still get the ends of all tracks and the summary."""
-    opened = open_source(source) if isinstance(source, str) else source
-    began, frames, last = time.monotonic(), 0, (0.0, 0)
-    pipeline, fan = Pipeline(clf, finder), Fan(outputs)
-    rest: list[Event | Summary] = []
-    try:
+    """Events of a source as they happen; the last one is the summary.
+
+    ``source``: what ``open_source`` takes, a path, a camera's number, or an opened source; ``finder``: None opens one with
+    the detector that is installed. ``window``: seconds of the medium over which the features of a face are averaged;
+    ``least_eyes``: pixels between the eyes below which a face is found and followed, but not judged. ``frames``,
+    ``seconds``: end after so many frames that were looked at, or seconds of the medium (of a live source: of the clock).
+
+    Of a file or folder every frame is looked at, and every face classified. Of a live source the newest frame is, and as
+    many of its faces as there is time for: see :meth:`Pipeline.step`.
+
+    ``outputs`` get every frame with its tracks, and every event. Source and outputs are closed at the end, also when the
+    iteration is closed early (``close()``, or ``break`` and then garbage): then the outputs still get the ends of all tracks
+    and the summary. An error in the middle is raised after these. The classifier, and a finder that was given, stay open.
+
+    Raises UsageError for arguments that make no sense, at once; at the first ``next`` what ``open_source`` and
+    :class:`FaceFinder` raise; later UsageError when the classifier is closed meanwhile, EngineError when the engine answers
+    with NaN, ImageError when the source breaks."""
+    for name, value in (("window", window), ("least_eyes", least_eyes), ("seconds", seconds or 0.0)):
+        if not 0 <= value < math.inf:
+            raise UsageError(f"{name} must be a number of at least 0; got {value}")
+    if frames is not None and frames < 1:
+        raise UsageError(f"frames must be a whole number of at least 1; got {frames}")
+    if not isinstance(source, (str, os.PathLike, int)) and not (hasattr(source, "__iter__") and hasattr(source, "dropped")):
+        raise UsageError(f"source must be a text, a path, a camera's number or a source; got {type(source).__name__}")
+    return _watch(source, clf, finder, window, least_eyes, frames, seconds, outputs)
+
+
+def _watch(
+    source: str | os.PathLike[str] | int | Source,
+    clf: Classifier,
+    finder: FaceFinder | None,
+    window: float,
+    least_eyes: float,
+    frames: int | None,
+    seconds: float | None,
+    outputs: Sequence[Output],
+) -> Generator[Event | Summary, None, None]:
+    with ExitStack() as stack:
+        fan = Fan(outputs)
+        stack.callback(fan.close)
+        finder = stack.enter_context(FaceFinder()) if finder is None else finder
+        opened = open_source(str(source)) if isinstance(source, (str, os.PathLike, int)) else source
+        stack.callback(opened.close)
+        if seconds is not None and opened.live:  # one that delivers nothing gives no occasion to look at the clock
+            stack.enter_context(_alarm(seconds, opened))
+            seconds = None
+        pipeline = Pipeline(clf, finder, window=window, least_eyes=least_eyes)
+        tally, trouble = _Tally(opened.live), None
         try:
-            for item in opened:
+            for item in _limited(opened, frames, seconds):
                 if isinstance(item, Frame):
-                    step = pipeline.step(item, opened.dropped)
-                    frames, last = frames + 1, (item.time, item.number)
+                    step = pipeline.step(item, dropped=opened.dropped, due=tally.due(item))
+                    tally.add(step)
                     fan.step(step)
-                    events = step.events
+                    fan.events(step.events)
+                    yield from step.events
                 else:
-                    events = tuple(pipeline.end(*last))
-                for event in events:
-                    fan.event(event)
-                if not isinstance(item, Frame):
+                    ends = pipeline.end(*tally.last)
+                    tally.gap()
+                    fan.events(ends)
                     fan.lost(item)
-                yield from events
+                    yield from ends
+        except FerEdgeError as error:
+            if not tally.frames:
+                raise
+            trouble = error
         finally:
             opened.close()
-            rest = [
-                *pipeline.end(*last),
-                Summary(frames, opened.dropped, pipeline.tracks, time.monotonic() - began),
-            ]
-            for last_event in rest:
-                fan.event(last_event)
+            rest: list[Event | Summary] = [*pipeline.end(*tally.last), tally.summary(opened, clf, finder, pipeline.count)]
+            fan.events(rest)
         yield from rest
-    finally:
-        fan.close()
+        if trouble is not None:
+            raise trouble
+
+
+class _alarm:
+    """A block in which a source is closed after so many seconds of the clock."""
+
+    def __init__(self, seconds: float, source: Source) -> None:
+        self._timer = threading.Timer(seconds, source.close)
+
+    def __enter__(self) -> None:
+        self._timer.daemon = True
+        self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._timer.join()
+
+
+def _limited(source: Source, frames: int | None, seconds: float | None) -> Iterator[Frame | Gap]:
+    """What a source gives, up to so many frames, and seconds of the medium."""
+    looked = 0
+    for item in source:
+        if isinstance(item, Frame):
+            if seconds is not None and item.time > seconds:
+                return
+            looked += 1
+        yield item
+        if looked == frames:
+            return
+
+
+class _Tally:
+    """What the summary says."""
+
+    def __init__(self, live: bool) -> None:
+        self._live, self._began = live, time.monotonic()
+        self._before: tuple[int, float] | None = None
+        self._latency, self._age = Spread(), Spread()
+        self._stages: dict[str, Spread] = defaultdict(Spread)
+        self.frames = self.faces = self.classified = self.gaps = 0
+        self.last = (0.0, 0)
+        self._lost = False
+
+    def due(self, frame: Frame) -> float | None:
+        """When a live source's next frame is there, by the time between this frame and the one before; None: unknown, or
+        there is time."""
+        before, self._before = self._before, (frame.number, frame.time)
+        if not self._live or before is None or frame.number <= before[0]:
+            return None
+        return frame.arrived + (frame.time - before[1]) / (frame.number - before[0])
+
+    def add(self, step: Step) -> None:
+        """One more frame."""
+        self.frames, self._lost = self.frames + 1, False
+        self.faces += len(step.tracks)
+        self.classified += step.classified
+        self.last = (step.frame.time, step.frame.number)
+        for stage, milliseconds in step.stages.items():
+            self._stages[stage].add(milliseconds)
+        self._latency.add(sum(step.stages.values()))
+        self._age.add(step.age * 1e3)
+
+    def gap(self) -> None:
+        """The source was lost, or says again that it is: once until the next frame."""
+        self.gaps += not self._lost
+        self._before, self._lost = None, True
+
+    def summary(self, source: Source, clf: Classifier, finder: FaceFinder, tracks: int) -> Summary:
+        """Until now."""
+        seconds = time.monotonic() - self._began
+        return Summary(
+            frames=self.frames,
+            dropped=source.dropped,
+            tracks=tracks,
+            seconds=seconds,
+            fps=self.frames / seconds if seconds else 0.0,
+            gaps=self.gaps,
+            faces=self.faces,
+            classified=self.classified,
+            latency_ms=self._latency.as_dict(),
+            age_ms=self._age.as_dict(),
+            stages_ms={stage: spread.as_dict() for stage, spread in self._stages.items()},
+            source=source.name,
+            live=source.live,
+            detector=finder.name,
+            bundle=clf.bundle.manifest.name,
+            labels=clf.label_set,
+            runtime=clf.runtime,
+            device=clf.device,
+            precision=clf.precision,
+        )

@@ -1,0 +1,101 @@
+"""One frame in, events out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from watching import Kept, Pixels, Planted, Reel, face, kinds
+
+import fer_edge
+from fer_edge import Classifier
+from fer_edge.live.clock import Spread
+from fer_edge.live.events import Event, Summary
+from fer_edge.live.sources import Gap
+
+
+@pytest.fixture(scope="module")
+def clf() -> Iterator[Classifier]:
+    with fer_edge.load(threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def picture() -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+
+
+def test_a_track_has_one_appear_and_one_end(clf: Classifier, picture: Pixels) -> None:
+    here, there = face(10, 10, 40), face(100, 50, 40)
+    planted = {**{n: [here] for n in range(5, 30)}, **{n: [here, there] for n in range(30, 35)}}
+    events = list(fer_edge.watch(Reel([picture] * 60), clf, Planted(planted)))
+    seen = kinds(events)
+    for track in (1, 2):
+        kind = [kind for kind, number in seen if number == track]
+        assert (kind[0], kind[-1]) == ("appear", "end")
+        assert set(kind[1:-1]) <= {"change"}
+    assert isinstance(events[-1], Summary)
+    assert not any(isinstance(event, Summary) for event in events[:-1])
+    times = [event.time for event in events if isinstance(event, Event)]
+    assert times == sorted(times)
+    assert (events[-1].frames, events[-1].tracks, events[-1].faces, events[-1].classified) == (60, 2, 35, 35)
+
+
+def test_a_face_too_small_is_followed_and_not_judged(clf: Classifier, picture: Pixels) -> None:
+    """And judged as soon as it is large enough: then its label is the change."""
+    planted = {n: [face(20 - n, 20, 40 + 2 * n, eyes=6.0 + n)] for n in range(12)}
+    events = list(fer_edge.watch(Reel([picture] * 12), clf, Planted(planted)))
+    appear, change = events[:2]
+    assert isinstance(appear, Event)
+    assert (appear.event, appear.label, appear.scores, appear.certain) == ("appear", None, {}, False)
+    assert isinstance(change, Event)
+    assert (change.event, change.frame) == ("change", 6)
+    assert change.label in clf.labels
+    summary = events[-1]
+    assert isinstance(summary, Summary)
+    assert (summary.faces, summary.classified) == (12, 6)
+
+
+def test_a_gap_ends_all_tracks(clf: Classifier, picture: Pixels) -> None:
+    kept = Kept()
+    planted = {n: [face(10, 10, 40)] for n in range(20)}
+    gap = Gap(1.0, "the camera has gone")
+    events = list(fer_edge.watch(Reel([picture] * 10 + [gap] + [picture] * 10), clf, Planted(planted), outputs=[kept]))
+    edges = [(kind, track) for kind, track in kinds(events) if kind != "change"]
+    assert edges == [("appear", 1), ("end", 1), ("appear", 2), ("end", 2)]
+    assert (kept.gaps, kept.events, kept.closed) == ([gap], events, 1)
+    assert isinstance(events[-1], Summary)
+    assert events[-1].gaps == 1
+
+
+def test_time_is_short_then_each_face_has_its_turn(clf: Classifier, picture: Pixels) -> None:
+    """Of a live source whose next frame has come already, one face is classified at least, the oldest answer first."""
+    faces = [face(10 + 50 * i, 10, 40) for i in range(3)]
+    kept = Kept()
+    reel = Reel([picture] * 31, live=True, late=5.0)
+    list(fer_edge.watch(reel, clf, Planted(dict.fromkeys(range(31), faces)), outputs=[kept]))
+    assert kept.steps[0].classified == 3, "nothing is known of the rate yet"
+    assert [step.classified for step in kept.steps[1:]] == [1] * 30
+    assert all(state.prediction is not None for step in kept.steps for state in step.tracks)
+
+
+def test_numbers_for_json_are_short(clf: Classifier, picture: Pixels) -> None:
+    planted = {0: [face(10.123456, 10.98765, 40.5555)]}
+    first, *_, last = fer_edge.watch(Reel([picture] * 3, fps=7), clf, Planted(planted))
+    row = first.to_dict()
+    assert list(row) == ["event", "time", "frame", "track", "box", "label", "scores", "certain", "since"]
+    assert row["box"] == [10.1, 11.0, 40.6, 40.6]
+    assert sum(row["scores"].values()) == pytest.approx(1, abs=1e-3)
+    assert json.loads(json.dumps(last.to_dict(), allow_nan=False))["event"] == "summary"
+
+
+def test_percentiles_of_months_are_right_within_a_percent() -> None:
+    values = np.random.default_rng(1).lognormal(1.0, 0.7, 20000)
+    spread = Spread()
+    for value in values:
+        spread.add(value)
+    for share in (1, 50, 99):
+        assert spread.percentile(share) == pytest.approx(np.percentile(values, share), rel=0.011)
+    assert Spread().as_dict() == {}
