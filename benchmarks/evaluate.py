@@ -4,7 +4,7 @@ with the interval that the number of faces allows."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from fer_edge.accuracy import Intervals, calibration_error, confusion_matrix, in
 from fer_edge.classifier import Classifier
 from fer_edge.errors import ImageError, LabelError, UsageError
 from fer_edge.folders import IgnoredFile
-from fer_edge.image import ImageLike
+from fer_edge.image import ImageLike, load_picture
 from fer_edge.labelled import LabelledFaces, label_of
+
+from .robustness import Robustness, SpoiltAnswers, pixels_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Evaluation:
     class without a face has recall None and does not count in ``uar``; ``unreadable`` lists the images that could not
     be read, which count nowhere else. ``intervals`` are 95% bootstrap intervals; ``calibration_error`` is how far the
     probability of the answers and the share of right ones lie apart. ``left_out`` counts what has no usable label, the
-    files in ``ignored`` among it, which are no faces."""
+    files in ``ignored`` among it, which are no faces. ``robustness``: the same of spoilt faces, where that was asked for."""
 
     n: int
     war: float
@@ -45,10 +47,13 @@ class Evaluation:
     precision: str
     execution_precision: str
     label_set: str
+    robustness: Robustness | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        return asdict(self)
+        found = asdict(replace(self, robustness=None))
+        del found["robustness"]
+        return found | (self.robustness.as_json() if self.robustness else {})
 
 
 def evaluate(
@@ -56,8 +61,10 @@ def evaluate(
     faces: LabelledFaces,
     skip_unknown: bool = False,
     on_face: Callable[[float], None] = lambda done: None,
+    robustness: bool = False,
 ) -> Evaluation:
-    """Classify every face and count. ``on_face`` gets the fraction done.
+    """Classify every face and count. ``on_face`` gets the fraction done; ``robustness``: each face in every way of
+    :mod:`.robustness` as well, which takes more than twenty times as long.
 
     Raises LabelError for a class that is no label of the set (unless ``skip_unknown``), UsageError when nothing is left
     to count."""
@@ -69,21 +76,33 @@ def evaluate(
             "choose --labels, or pass --skip-unknown"
         )
     position = {label: i for i, label in enumerate(clf.labels)}
+
+    def answered(image: ImageLike) -> tuple[int, float, bool]:
+        answer = clf.predict(image)
+        return position[answer.label], answer.score, answer.certain
+
+    spoilt = SpoiltAnswers(answered) if robustness else None
     truth, predicted, confidence, unreadable = [], [], [], []
     for i, (image, label) in enumerate(_known(faces, meaning)):
         try:
-            answer = clf.predict(image)
-            predicted.append(position[answer.label])
-            confidence.append(answer.scores[answer.label])
-            truth.append(position[label])
+            pixels = None if spoilt is None else pixels_of(load_picture(image))
+            place, sure, _ = answered(image)
         except ImageError as error:
             unreadable.append({"image": str(image) if isinstance(image, (str, Path)) else f"image {i}", "error": str(error)})
+        else:
+            predicted.append(place)
+            confidence.append(sure)
+            truth.append(position[label])
+            if spoilt is not None and pixels is not None:
+                spoilt.add(pixels)
         on_face((i + 1) / len(faces.images))
     if not truth:
         why = f"; the first reason: {unreadable[0]['error']}" if unreadable else ": none has a label of this set"
         raise UsageError(f"no face could be evaluated{why}")
     skipped = {name: sum(c == name for c in faces.classes) for name in unknown}
-    return _counted(clf, np.array(truth), np.array(predicted), np.array(confidence), faces, skipped, unreadable)
+    right = np.array(truth)
+    found = _counted(clf, right, np.array(predicted), np.array(confidence), faces, skipped, unreadable)
+    return found if spoilt is None else replace(found, robustness=spoilt.figures(right))
 
 
 def _known(faces: LabelledFaces, meaning: dict[str, str | None]) -> Iterator[tuple[ImageLike, str]]:

@@ -19,7 +19,6 @@ from fer_edge.console import emit
 from fer_edge.errors import UsageError
 from fer_edge.labelled import label_of, read_faces
 from fer_edge.runtime import open_model, run
-from lab.gpu.robustness import WAYS
 
 
 @click.command()
@@ -90,30 +89,12 @@ def agreement(bundle: Path, data: Path, truth: str | None, classes: str | None) 
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option("--truth", metavar="MEMBER")
 @click.option("--classes", metavar="MEMBER")
-def robustness(bundle: Path, data: Path, truth: str | None, classes: str | None) -> None:
-    """WAR of BUNDLE on DATA's gray faces, clean and spoilt in eight ways, and the mean of the eight."""
-    faces = read_faces(data, truth, classes)
-    pictures = np.stack([np.asarray(image) for image in faces.images])
-    with fer_edge.load(bundle) as clf:
-        meant = [label_of(name, clf.labels) for name in faces.classes]
-        reached = {}
-        for name, spoil in {"clean": lambda same: same, **WAYS}.items():
-            said = [clf.predict(face).label for face in spoil(pictures)]
-            reached[name] = round(float(np.mean([a == b for a, b in zip(said, meant, strict=True)])), 4)
-    mean = round(float(np.mean([value for name, value in reached.items() if name != "clean"])), 4)
-    emit({"figure": "robustness", "faces": len(pictures), "war": reached, "mean_of_spoilt": mean})
-
-
-@click.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("data", type=click.Path(exists=True, path_type=Path))
-@click.option("--truth", metavar="MEMBER")
-@click.option("--classes", metavar="MEMBER")
 def card(bundle: Path, data: Path, truth: str | None, classes: str | None) -> None:
-    """The figures section of a model card, in Markdown: every artefact of BUNDLE on DATA."""
+    """The figures section of a model card, in Markdown: every artefact of BUNDLE on DATA, one on spoilt faces too."""
     faces = read_faces(data, truth, classes)
+    artefacts = sorted(open_bundle(bundle).manifest.artefacts, key=lambda a: a.precision != "int8")
     results = []
-    for artefact in open_bundle(bundle).manifest.artefacts:
+    for i, artefact in enumerate(artefacts):
         with fer_edge.load(bundle, runtime=artefact.runtime, precision=artefact.precision) as clf:
-            results.append(evaluate(clf, faces))
-    click.echo(figures_section(sorted(results, key=lambda r: r.precision != "int8")))
+            results.append(evaluate(clf, faces, robustness=i == 0))
+    click.echo(figures_section(results))

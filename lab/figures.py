@@ -25,7 +25,7 @@ from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.console import emit, say
 
 from .commands import Figures
-from .default_figures import agreement, card, rival, robustness
+from .default_figures import agreement, card, rival
 from .harness_figures import harness, noise
 from .operations_figures import lighter, streams
 
@@ -228,7 +228,7 @@ def tree_mb(folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink()) / 1e6
 
 
-for command in (rival, agreement, robustness, card, harness, noise, lighter, streams):
+for command in (rival, agreement, card, harness, noise, lighter, streams):
     figures.add_command(command)
 
 

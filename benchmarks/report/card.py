@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from ..evaluate import Evaluation
+from .tables import SPOILT_HEAD, spoilt_line, spoilt_rows
 
 SHADES = ((0.75, "███"), (0.5, "▓▓▓"), (0.25, "▒▒▒"), (0.05, "░░░"), (0.0, ""))
 
 
 def figures_section(evaluations: Sequence[Evaluation]) -> str:
-    """A table of all evaluations; recalls with intervals, and the confusion picture, of the first one."""
+    """A table of all evaluations; recalls with intervals, the confusion picture, and spoilt faces where they were looked at,
+    of the first one."""
     first = evaluations[0]
     lines = [
         "| engine | precision | WAR (95% interval) | UAR (95% interval) |",
@@ -26,7 +29,22 @@ def figures_section(evaluations: Sequence[Evaluation]) -> str:
         recall, span = first.per_class_recall[label], first.intervals.per_class_recall[label]
         shown = "- | -" if recall is None or span is None else f"{recall:.0%} | {_span(span, 0)}"
         lines.append(f"| {label} | {first.per_class_count[label]} | {shown} |")
-    return "\n".join([*lines, "", "```text", *confusion_picture(first), "```"])
+    return "\n".join([*lines, "", "```text", *confusion_picture(first), "```", *_spoilt(first)])
+
+
+def _spoilt(first: Evaluation) -> list[str]:
+    if first.robustness is None:
+        return []
+    found = first.robustness
+    head = f"Spoilt faces, {first.runtime} {first.precision} ({found.pixels} pixels); {spoilt_line(found)}."
+    return [
+        "",
+        *wrap(head, 120),
+        "",
+        f"| {' | '.join(SPOILT_HEAD)} |",
+        f"|{'---|' * len(SPOILT_HEAD)}",
+        *(f"| {' | '.join(row)} |" for row in spoilt_rows(found)),
+    ]
 
 
 def confusion_picture(result: Evaluation) -> list[str]:

@@ -23,7 +23,7 @@ def write_all(
         (markdown_file, markdown),
         (html_file, _html),
     )
-    problems = [_written(file, text(results)) for file, text in texts if file is not None]
+    problems = [try_write(file, text(results)) for file, text in texts if file is not None]
     return [problem for problem in problems if problem]
 
 
@@ -33,8 +33,8 @@ def _html(results: Results) -> str:
     return report(results)
 
 
-def _written(file: Path, text: str) -> str | None:
-    """None, or why not."""
+def try_write(file: Path, text: str) -> str | None:
+    """Write a file; None, or why not."""
     try:
         write_text(file, text)
     except UsageError as error:

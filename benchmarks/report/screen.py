@@ -11,7 +11,8 @@ from fer_edge.folders import ignored_lines
 from ..compare import Comparison
 from ..evaluate import Evaluation
 from ..results import Results
-from .tables import accuracy_lines, comparison_rows, remarks, rows_of, verdict_texts
+from ..robustness import Robustness
+from .tables import SPOILT_HEAD, accuracy_lines, comparison_rows, remarks, rows_of, spoilt_line, spoilt_rows, verdict_texts
 
 IDENTITY = ("bundle", "runtime", "precision", "device", "threads", "scenario", "configuration")
 """Columns that say what a row is about."""
@@ -39,7 +40,17 @@ def evaluation_text(result: Evaluation) -> str:
         recall = result.per_class_recall[label]
         shown = f"{recall:6.1%}" if recall is not None else "     -"
         lines.append(f"{label:<{width}}  {shown}  " + " ".join(f"{count:>9}" for count in row))
-    return "\n".join(lines)
+    return "\n".join([*lines, *(_spoilt_lines(result.robustness) if result.robustness else ())])
+
+
+def _spoilt_lines(found: Robustness) -> list[str]:
+    rows = [SPOILT_HEAD, *spoilt_rows(found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = [
+        "  ".join([f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return ["", f"the same faces, spoilt ({found.pixels} pixels, median of their longer sides):", *table, spoilt_line(found)]
 
 
 def bench_text(results: Results, screen: TextIO) -> None:

@@ -13,6 +13,7 @@ from fer_edge.folders import IgnoredFile, ignored_lines
 
 from ..compare import Comparison
 from ..results import Results, Row, named, several_bundles
+from ..robustness import Robustness
 
 HEAD = (
     "runtime",
@@ -110,6 +111,29 @@ def accuracy_of(results: Results) -> dict[tuple[Any, ...], Mapping[str, Any]]:
 def without_threads(named: Mapping[str, Any]) -> tuple[Any, ...]:
     """What answers depend on, of a configuration's fields."""
     return tuple(named.get(name) for name in ("bundle", "runtime", "precision", "device", "execution_precision"))
+
+
+SPOILT_HEAD = ("spoilt", "WAR", "UAR", "confidence", "calibration error", "certain")
+
+
+def spoilt_rows(found: Robustness) -> list[list[str]]:
+    """Cells under SPOILT_HEAD; the standard ways are marked by a star."""
+    return [
+        [
+            row.text + (" *" if row.standard else ""),
+            *(f"{value:.1%}" for value in (row.war, row.uar, row.mean_confidence, row.calibration_error, row.certain)),
+        ]
+        for row in found.rows
+    ]
+
+
+def spoilt_line(found: Robustness) -> str:
+    """The standard ways in a sentence."""
+    low = found.lowest
+    return (
+        f"mean of the {len(found.standard)} marked by a star: WAR {found.war_mean:.1%}, UAR {found.uar_mean:.1%}; "
+        f"lowest: {low.text}, WAR {low.war:.1%} at a mean confidence of {low.mean_confidence:.1%}"
+    )
 
 
 def markdown(results: Results) -> str:
