@@ -3,13 +3,11 @@ NAME DATA OUTPUT`` fits the text side of one student and writes a checkpoint for
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from fer_edge.converters.student.faces import Faces, load_faces
 from fer_edge.converters.student.network import StudentCheckpoint, StudentInTraining, save_student
@@ -18,16 +16,13 @@ from fer_edge.converters.student.run import Run, unit_features
 from fer_edge.converters.student.sentences import descriptions, phrases, stored_sentences
 from fer_edge.converters.student.train import fit_text
 
-from .course import Course, restore
+from .course import read_course, restore
 from .pack import LABELS, held_out
 
 
 def finish(students: Path, name: str, data: Path, output: Path, work: Path) -> None:
     """Deploy the network, fit its text side to the faces that it learned from, and save."""
-    with safe_open(students, framework="pt") as file:
-        header = json.loads(file.metadata()[name])
-    raw = json.loads(header["course"])
-    course = Course(**{**raw, "widths": tuple(raw["widths"]), "depths": tuple(raw["depths"])})
+    course, notes = read_course(students, name)
     train, test = (load_faces(data / f"{name}.npz", LABELS, course.size) for name in ("train", "public_test"))
     assert train.targets is not None
     assert train.labels is not None
@@ -35,7 +30,7 @@ def finish(students: Path, name: str, data: Path, output: Path, work: Path) -> N
     kept = ~held_out(small.images)
     faces = Faces(train.images[kept], train.images[kept], train.targets[kept], train.labels[kept])
     recipe = Recipe(
-        epochs=json.loads(header["meta"])["epochs"],
+        epochs=notes["epochs"],
         batch=course.batch,
         lr=course.lr,
         dropout=course.dropout,
@@ -60,7 +55,12 @@ def finish(students: Path, name: str, data: Path, output: Path, work: Path) -> N
     unit = unit_features(deployed, test.images)
     assert test.labels is not None
     print("with its text side:", *war_uar((unit @ run.class_constants().T).argmax(1).numpy(), test.labels))
-    meta = {"recipe": {**asdict(recipe), "course": raw}, "labels": list(LABELS), "faces": int(kept.sum()), "teachers": []}
+    meta = {
+        "recipe": {**asdict(recipe), "course": asdict(course)},
+        "labels": list(LABELS),
+        "faces": int(kept.sum()),
+        "teachers": [],
+    }
     save_student(output, StudentCheckpoint(deployed, projection, scale, stored_sentences().text, (), meta))
     print("written:", output)
 

@@ -1,21 +1,21 @@
 """Teachers side by side, their answers, then students side by side, within so many minutes; ``python -m lab.gpu.window
 --help``.
 
-Every training is a process of its own, that measures its speed beside the others, chooses its number of epochs and logs
-it. The teachers are then asked about a number of views of all faces and of their mirror images, once for all students.
-What is written to OUTPUT is complete at any moment: networks every two minutes, and one file with the logs."""
+One process: all networks of a phase learn in turns on one device (see :mod:`.together`). The teachers are then asked
+about a number of views of all faces and of their mirror images, once for all students. What is written to OUTPUT is
+complete at any moment: networks every two minutes, and one file with all that happened."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
-from functools import lru_cache
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from fer_edge.converters.student.augment import mirrored, view
 from fer_edge.converters.student.language import default_constants, sentence_groups
+from fer_edge.converters.student.network import InTraining
 from fer_edge.converters.student.sentences import descriptions, stored_sentences
 
 from .course import (
@@ -34,106 +36,170 @@ from .course import (
     STUDENTS,
     TEACHERS,
     VIEW_SEED,
-    Clock,
     Course,
     Material,
-    learn,
+    equal_parts,
+    read_course,
     restore,
+    retilted,
+    save,
     scores,
     view_strength,
     views_scores,
     war_uar,
 )
+from .learner import Learner
 from .pack import LABELS, Packed, unpack
 from .robustness import WAYS
+from .smoke import smoke
+from .together import Clock, Lane, Maker, lanes_of, learn_together
 
-PHASES = (0.46, 0.55, 0.93)
+PHASES = (0.44, 0.525, 0.975)
 """When teachers, their answers and students must be done, as shares of the whole."""
+RESERVE_S = 9.0
+"""To measure all networks of a phase, and to write them."""
+CHECKPOINT_S = 110.0
+MEASURED = 8
+"""How often networks are measured while they learn."""
+VIEWS = 24
 START = time.time()
 WORSE = 0.03
 """A teacher whose accuracy on held-out faces is so much below the best one's is not asked."""
-Sets = Mapping[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
+Networks = Mapping[str, tuple[Course, InTraining]]
 
 
 def main() -> None:
-    """Run all, or one training (what this starts itself)."""
+    """Read the options, and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, default=Path("runs/gpu-in"), help="what lab.gpu.pack wrote")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="an empty folder on a local disk")
+    parser.add_argument("--work", type=Path, required=True, help="a folder on a local disk")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--epochs", type=int, help="of every training, instead of what the clock allows")
-    parser.add_argument("--views", type=int, help="instead of what the clock allows (at most 32)")
+    parser.add_argument("--views", type=int, help=f"instead of what the clock allows (at most {VIEWS})")
     parser.add_argument("--faces", type=int, help="only so many, to try things out")
-    parser.add_argument("--probe", type=float, default=5.0, help="seconds in which a training measures its speed")
     parser.add_argument("--teachers", default=",".join(c.name for c in TEACHERS))
     parser.add_argument("--students", default=",".join(c.name for c in STUDENTS))
     parser.add_argument("--batch", type=int, help="instead of the courses' own")
-    parser.add_argument("--only", help=argparse.SUPPRESS)
-    parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--teachers-from", type=Path, metavar="FOLDER", help="with teacher-*.safetensors: train none")
+    parser.add_argument("--answers", type=Path, metavar="FILE", help="answers.npy of an earlier --work: ask no teacher")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="students.safetensors that students go on from")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of the students' learning rates")
+    parser.add_argument("--no-graphs", action="store_true", help="take every step kernel by kernel")
+    parser.add_argument("--smoke", type=float, metavar="SECONDS", help="only try every network, and say how fast it is")
     options = parser.parse_args()
-    if options.only:
-        one(options)
-    else:
-        everything(options)
+    torch.set_num_threads(max(1, min(4, (os.cpu_count() or 2) // 2)))
+    torch.backends.cudnn.benchmark = True
+    sys.setswitchinterval(5e-4)  # threads that make epochs must not hold up the one that queues steps
+    if options.start:
+        with safe_open(options.start, framework="pt") as file:
+            missing = sorted(set(options.students.split(",")) - set(file.metadata()))
+        if missing:
+            parser.error(f"{options.start} holds no {', '.join(missing)}")
+    everything(options)
+
+
+@dataclass
+class Run:
+    """What is to be done, and what came of it."""
+
+    options: argparse.Namespace
+    packed: Packed
+    material: Material
+    aside: Future[dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]]
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def sets(self) -> Mapping[str, tuple[Tensor, NDArray[np.int64]]]:
+        """What :func:`test_sets` made, its faces on the device."""
+        sets = self.aside.result()
+        return {name: (torch.from_numpy(x).to(self.material.device), y) for name, (x, y) in sets.items()}
+
+    def log(self, event: str, **values: Any) -> None:
+        """One line of JSON, with the seconds since the start; kept for the summary."""
+        entry = {"t": round(time.time() - START, 1), "event": event, **values}
+        self.summary.setdefault("log", []).append(entry)
+        print(json.dumps(entry), flush=True)
 
 
 def everything(options: argparse.Namespace) -> None:
     """All phases, whatever happens to one of them."""
-    end = START + 60 * options.minutes
     deadlines = [START + share * 60 * options.minutes for share in PHASES]
     options.work.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    summary: dict[str, Any] = {
-        "minutes": options.minutes,
-        "torch": torch.__version__,
-        "machine": machine(),
-        "argv": [word for word in sys.argv[1:] if "/" not in word],
-    }
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     packed = limited(unpack(options.input), options.faces)
-    save_arrays(options.work / "packed.npz", {f.name: getattr(packed, f.name) for f in fields(Packed)})
-    log("unpacked", faces=len(packed.images), learnable=len(packed.learnable()), twins=int(packed.twin.sum()),
-        held_out=int(packed.held_out.sum()), photos=len(packed.photos))  # fmt: skip
-    teachers, students = options.teachers.split(","), options.students.split(",")
-    running = start(options, teachers, deadlines[0])
-    sets = test_sets(packed)
-    named: dict[str, NDArray[Any]] = {}
-    for name, (images, labels) in sets.items():
-        named |= {f"{name}|x": images, f"{name}|y": labels}
-    save_arrays(options.work / "sets.npz", named)
-    log("sets", names=list(sets))
-    finish(running, deadlines[0] + 10, options, summary)
-    try:
-        good = chosen(options, teachers, sets, summary)
-        answered(options, good, packed, deadlines[1], summary)
-        finish(start(options, students, deadlines[2]), deadlines[2] + 10, options, summary)
-    except Exception as error:  # what has been trained so far must come back
-        log("failed", error=f"{type(error).__name__}: {error}")
-        summary["failed"] = f"{type(error).__name__}: {error}"
-    for name in students:
-        file = options.work / f"scores-{name}.npz"
-        if file.exists():
-            with np.load(file) as z:
-                summary.setdefault("results", {})[name] = {key: war_uar(z[key], sets[key][1]) for key in z.files}
-            log("result", name=name, **summary["results"][name])
-    summary["seconds"] = time.time() - START
-    collect(options, summary)
-    log(
-        "end",
-        seconds=time.time() - START,
-        left=end - time.time(),
-        files=[f"{p.name} {p.stat().st_size}" for p in options.output.iterdir()],
-    )
+    with ThreadPoolExecutor(1) as aside:
+        # Without the device, which no other thread may use while a graph is captured.
+        sets = aside.submit(test_sets, packed)
+        run = Run(options, packed, Material(packed, device, photos=True), sets)
+        run.summary |= {
+            "minutes": options.minutes,
+            "torch": torch.__version__,
+            "machine": torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPUs",
+            "argv": [word for word in sys.argv[1:] if "/" not in word],
+        }
+        run.log("unpacked", faces=len(packed.images), learnable=len(packed.learnable()), twins=int(packed.twin.sum()),
+                held_out=int(packed.held_out.sum()), photos=len(packed.photos))  # fmt: skip
+        try:
+            if options.smoke:
+                smoke(courses(run, options.teachers), courses(run, options.students), run.material,
+                      options.input / "identity.safetensors", START + options.smoke, run.log)  # fmt: skip
+            else:
+                phases(run, deadlines)
+        except Exception as error:  # what has been trained so far must come back
+            run.log("failed", error=f"{type(error).__name__}: {error}"[:2000])
+            run.summary["failed"] = f"{type(error).__name__}: {error}"
+        run.summary["seconds"] = time.time() - START
+        run.log("end", seconds=round(time.time() - START, 1), left=round(START + 60 * options.minutes - time.time(), 1),
+                files=[f"{p.name} {p.stat().st_size}" for p in sorted(options.output.iterdir())])  # fmt: skip
+        collect(run)
 
 
-def machine() -> str:
-    """What this runs on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPUs"
+def phases(run: Run, deadlines: Sequence[float]) -> None:
+    """Teachers, answers, students."""
+    options = run.options
+    for course in (*courses(run, options.teachers), *courses(run, options.students)):
+        check(course, run.material)
+    if options.answers:
+        said = np.load(options.answers)
+        if said.shape[1] != len(run.material.images):
+            raise SystemExit(f"{options.answers} is about {said.shape[1]} faces, and these are {len(run.material.images)}")
+        answers = torch.from_numpy(said).to(run.material.device)
+        run.log("answers", views=len(answers))
+    else:
+        if options.teachers_from:
+            networks = finished_teachers(run)
+            asked_by = time.time() + (deadlines[1] - deadlines[0])
+        else:
+            networks = train(run, courses(run, options.teachers), {}, deadlines[0])
+            asked_by = deadlines[1]
+        good = chosen(run, measured(run, networks))
+        answers = answered(run, {name: networks[name] for name in good}, asked_by)
+        np.save(options.work / "answers.npy", answers.cpu().numpy().astype(np.float16))
+        del networks
+        freed()
+    students = courses(run, options.students)
+    taught = {c.name: retilted(answers.float(), run.material.log_prior, c.prior) for c in students}
+    measured(run, train(run, students, taught, deadlines[2]))
 
 
-def log(event: str, **values: Any) -> None:
-    """One line of JSON, with the seconds since the start."""
-    print(json.dumps({"t": round(time.time() - START, 1), "event": event, **values}), flush=True)
+def check(course: Course, material: Material) -> None:
+    """That there is a batch."""
+    if material.labelled < course.batch - course.photos:
+        raise SystemExit(f"{material.labelled} faces are fewer than one batch of {course.batch} of {course.name}")
+
+
+def courses(run: Run, names: str) -> list[Course]:
+    """By their names."""
+    return [with_options(COURSES[name], run.options) for name in names.split(",") if name]
+
+
+def freed() -> None:
+    """Give back what is held for nothing."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
 
 
 def limited(packed: Packed, count: int | None) -> Packed:
@@ -152,62 +218,88 @@ def test_sets(packed: Packed) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.i
     return sets | {name: (spoil(packed.test_images), packed.test_labels) for name, spoil in WAYS.items()}
 
 
-def start(options: argparse.Namespace, names: Sequence[str], deadline: float) -> dict[str, subprocess.Popen[bytes]]:
-    """One process per training."""
-    for file in options.work.glob("ready-*"):
-        file.unlink()
-    (options.work / "beside").write_text(str(len(names)))
-    running = {}
-    for name in names:
-        command = [sys.executable, "-m", "lab.gpu.window", *sys.argv[1:], "--only", name, "--deadline", str(deadline)]
-        with (options.work / f"log-{name}.jsonl").open("wb") as file:
-            running[name] = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    log("started", names=list(names), seconds_left=deadline - time.time())
-    return running
+def train(
+    run: Run, todo: Sequence[Course], taught: Mapping[str, Tensor], deadline: float
+) -> dict[str, tuple[Course, InTraining]]:
+    """Teach these side by side, write them from time to time and at the end; the averaged networks."""
+    options, began, students = run.options, time.time(), bool(taught)
+    start = options.start if students else None
+    identity = options.input / "identity.safetensors"
+    learners = [Learner(c, run.material, identity, (start, f"{c.name}/") if start else None) for c in todo]
+    with Maker(run.material) as maker:
+        lanes = lanes_of(learners, taught, maker, not options.no_graphs, run.log)
+        run.log("ready", seconds=round(time.time() - began, 1), left=round(deadline - time.time(), 1),
+                steps={lane.name: lane.learner.steps for lane in lanes.values()}, memory=memory())  # fmt: skip
+        saved, marks = time.time(), 1
 
+        def every(lanes: Mapping[str, Lane], done: float) -> None:
+            nonlocal saved, marks
+            if done * MEASURED >= marks and done < 1:
+                marks = int(done * MEASURED) + 1
+                report(run, lanes, done)
+            if time.time() - saved > CHECKPOINT_S:
+                write(run, lanes)
+                saved = time.time()
 
-def finish(
-    running: Mapping[str, subprocess.Popen[bytes]], deadline: float, options: argparse.Namespace, summary: dict[str, Any]
-) -> None:
-    """Wait for all; end those that overrun."""
-    told = time.time()
-    while any(process.poll() is None for process in running.values()) and time.time() < deadline:
-        time.sleep(0.2)
-        if time.time() - told > 20:
-            told = time.time()
-            collect(options, summary)
-            log("at", **{name: last_line(options.work / f"log-{name}.jsonl") for name in running})
-    for name, process in running.items():
-        if process.poll() is None:
-            log("overrun", name=name)
-            process.kill()
-            process.wait()
-        lines = (options.work / f"log-{name}.jsonl").read_text().splitlines()
-        log(
-            "finished",
-            name=name,
-            code=process.returncode,
-            last=[line[:600] for line in lines[-2:] if process.returncode == 0] or lines[-12:],
+        learn_together(
+            lanes,
+            maker,
+            Clock(deadline - RESERVE_S, options.epochs),
+            run.log,
+            every,
+            rate=options.rate if students else 1.0,
+            warmup=0.01 if start else None,
         )
-    collect(options, summary)
+    write(run, lanes)
+    if run.material.device == "cuda":
+        torch.cuda.synchronize()
+    return {name: (lane.learner.course, lane.learner.mean) for name, lane in lanes.items() if not lane.broken}
 
 
-def last_line(path: Path) -> str:
-    """Of a log, cut."""
-    lines = path.read_text().splitlines()
-    return lines[-1][:160] if lines else ""
+def memory() -> float | None:
+    """The most GiB of the device that were in use."""
+    return round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None
 
 
-def collect(options: argparse.Namespace, summary: Mapping[str, Any]) -> None:
-    """One file with the summary and all logs."""
-    logs = {
-        path.stem.removeprefix("log-"): path.read_text().splitlines() for path in sorted(options.work.glob("log-*.jsonl"))
-    }
+def report(run: Run, lanes: Mapping[str, Lane], done: float) -> None:
+    """Measure on the way."""
+    now = {}
+    for name, lane in lanes.items():
+        if lane.broken:
+            continue
+        with lane.learner.on_stream():
+            marks = [
+                war_uar(scores(lane.learner.mean, lane.learner.course, images, run.material.device), labels)
+                for images, labels in (run.sets[key] for key in ("clean", "held out"))
+            ]
+        now[name] = [*lane.report().values(), *marks[0], *marks[1]]
+    run.log("at", done=round(done, 3), **now)
+
+
+def write(run: Run, lanes: Mapping[str, Lane]) -> None:
+    """All networks that are sound, and the summary."""
+    for lane in lanes.values():
+        if lane.broken:  # what was written before it broke may stay
+            continue
+        with lane.learner.on_stream():
+            notes = {"epoch": lane.epoch, "epochs": max(1, lane.epoch), "seconds": round(time.time() - START, 1)}
+            save(lane.learner.mean, lane.learner.course, network_file(run.options, lane.learner.course), notes)
+    collect(run)
+
+
+def collect(run: Run) -> None:
+    """One file with the summary, and one with all students."""
+    options = run.options
     part = options.output / "summary.json.part"
-    part.write_text(json.dumps({**summary, "courses": {n: asdict(c) for n, c in COURSES.items()}, "logs": logs}, indent=1))
+    used = {c.name: asdict(c) for c in (*courses(run, options.teachers), *courses(run, options.students))}
+    part.write_text(json.dumps({**run.summary, "courses": used}, indent=1))
     part.replace(options.output / "summary.json")
     students = {name: options.work / f"student-{name}.safetensors" for name in options.students.split(",")}
-    join({name: path for name, path in students.items() if path.exists()}, options.output / "students.safetensors")
+    # Files of an earlier run may lie in the same folder.
+    join(
+        {name: path for name, path in students.items() if path.exists() and path.stat().st_mtime >= START},
+        options.output / "students.safetensors",
+    )
 
 
 def join(networks: Mapping[str, Path], output: Path) -> None:
@@ -238,137 +330,83 @@ def with_options(course: Course, options: argparse.Namespace) -> Course:
     """The course, with another batch if one is asked for."""
     if not options.batch:
         return course
-    photos = course.photos * options.batch // course.batch
-    return Course(**{**asdict(course), "batch": options.batch, "photos": photos})
+    return replace(course, batch=options.batch, photos=course.photos * options.batch // course.batch)
 
 
-def one(options: argparse.Namespace) -> None:
-    """One training, in a process of its own."""
-    torch.set_num_threads(max(1, min(3, (os.cpu_count() or 2) // 4)))
-    torch.backends.cudnn.benchmark = True
-    course = with_options(COURSES[options.only], options)
-    with np.load(options.work / "packed.npz") as z:
-        packed = Packed(**{name: z[name] for name in z.files})
-    answers = np.load(options.work / "answers.npy") if course.share else None
-    beside = int((options.work / "beside").read_text())
-
-    def barrier() -> None:
-        (options.work / f"ready-{course.name}").touch()
-        until = min(time.time() + 40, time.time() + 0.3 * (options.deadline - time.time()))
-        while len(list(options.work.glob("ready-*"))) < beside and time.time() < until:
-            time.sleep(0.05)
-        log("beside", others=len(list(options.work.glob("ready-*"))))
-
-    @lru_cache(maxsize=1)
-    def sets() -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        return load_sets(options.work)
-
-    def two() -> Sets:
-        return {name: sets()[name] for name in ("clean", "held out")} if (options.work / "sets.npz").exists() else {}
-
-    clock = Clock(options.deadline, options.epochs, options.probe)
-    learner = learn(
-        course,
-        packed,
-        options.input / "identity.safetensors",
-        clock,
-        log,
-        network_file(options, course),
-        answers,
-        barrier,
-        two,
-    )
-    results = {name: scores(learner.mean, course, images, learner.material.device) for name, (images, _) in sets().items()}
-    save_arrays(options.work / f"scores-{course.name}.npz", results)
-    log("done", **{name: war_uar(results[name], labels) for name, (_, labels) in sets().items()})
+def finished_teachers(run: Run) -> dict[str, tuple[Course, InTraining]]:
+    """Those of an earlier run."""
+    networks = {}
+    for path in sorted(run.options.teachers_from.glob("teacher-*.safetensors")):
+        course, _ = read_course(path)
+        networks[course.name] = course, restore(path, course, run.material.device)
+    if not networks:
+        raise SystemExit(f"{run.options.teachers_from} holds no teacher-*.safetensors")
+    return networks
 
 
-def load_sets(work: Path) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """What :func:`test_sets` made, once it is there."""
-    until = time.time() + 60
-    while not (work / "sets.npz").exists() and time.time() < until:
-        time.sleep(0.2)
-    with np.load(work / "sets.npz") as z:
-        names = [key.removesuffix("|x") for key in z.files if key.endswith("|x")]
-        return {name: (z[f"{name}|x"], z[f"{name}|y"]) for name in names}
-
-
-def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """An npz file that is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    part.replace(path)
-
-
-def chosen(options: argparse.Namespace, names: Sequence[str], sets: Sets, summary: dict[str, Any]) -> list[Course]:
-    """The teachers that are asked, and what each and all of them reach."""
+def measured(run: Run, networks: Networks) -> dict[str, dict[str, NDArray[np.float32]]]:
+    """Scores on every set, by network; what they reach goes to the summary."""
     results = {}
-    for name in names:
-        file = options.work / f"scores-{name}.npz"
-        if file.exists():
-            with np.load(file) as z:
-                results[name] = {key: z[key] for key in z.files}
-    trained = [name for name in names if network_file(options, COURSES[name]).exists()]
-    reached = {name: {key: war_uar(s, sets[key][1]) for key, s in result.items()} for name, result in results.items()}
-    summary["results"] = reached
-    for name, result in reached.items():
-        log("result", name=name, **result)
-    if results:
-        best = max(result["held out"][0] for result in reached.values())
-        good = [name for name in results if reached[name]["held out"][0] >= best - WORSE]
-        together = {key: war_uar(np.mean([results[name][key] for name in good], axis=0), sets[key][1]) for key in sets}
-        summary["results"]["teachers together"] = together
-        log("result", name="teachers together", teachers=good, **together)
-    else:
-        good = trained  # cut off before they were measured
-    if not good:
+    sets = run.sets
+    for name, (course, net) in networks.items():
+        results[name] = {key: scores(net, course, images, run.material.device) for key, (images, _) in sets.items()}
+        reached = {key: war_uar(s, sets[key][1]) for key, s in results[name].items()}
+        run.summary.setdefault("results", {})[name] = reached
+        run.log("result", name=name, **reached)
+    return results
+
+
+def chosen(run: Run, results: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> list[str]:
+    """The teachers that are asked, and what they reach together."""
+    if not results:
         raise RuntimeError("no teacher came through")
-    summary["asked"] = good
-    return [COURSES[name] for name in good]
+    reached, sets = run.summary["results"], run.sets
+    best = max(reached[name]["held out"][0] for name in results)
+    good = [name for name in results if reached[name]["held out"][0] >= best - WORSE]
+    together = {key: war_uar(np.mean([results[n][key] for n in good], axis=0), labels) for key, (_, labels) in sets.items()}
+    run.summary["results"]["teachers together"] = together
+    run.summary["asked"] = good
+    run.log("result", name="teachers together", teachers=good, **together)
+    return good
 
 
 @torch.inference_mode()
-def answered(
-    options: argparse.Namespace, courses: Sequence[Course], packed: Packed, deadline: float, summary: dict[str, Any]
-) -> None:
-    """Write answers.npy (views, N, K): the mean scores of the teachers for each view of every face and photo, and its
-    mirror image."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    material = Material(packed, device, photos=True)
-    nets = [(course, restore(network_file(options, course), course, device)) for course in courses]
+def _views(run: Run, networks: Networks, deadline: float) -> Tensor:
+    options, material, device = run.options, run.material, run.material.device
     groups = [group.to(device) for group in sentence_groups(stored_sentences(), descriptions(), LABELS)]
-    texts = [default_constants(groups, net.text_projection) for _, net in nets]
-    total, views, number = len(material.images), [], 0
-    most = options.views or 32
-    while number < most:
+    texts = [default_constants(groups, net.text_projection) for _, net in networks.values()]
+    total, views = len(material.images), list[Tensor]()
+    most = options.views or VIEWS
+    while len(views) < most:
         began = time.time()
-        maps = view(total, view_strength(), VIEW_SEED, 1 + number)
+        maps = view(total, view_strength(), VIEW_SEED, 1 + len(views))
         sides = [side.to(device) for side in (maps, mirrored(maps))]
-        rows = []
-        for part in torch.arange(total, device=device).split(1024):  # type: ignore[no-untyped-call]
+        parts = []
+        for part in equal_parts(total, 1024, device):
             said = torch.zeros(len(part), len(LABELS), device=device)
             for side in sides:
                 faces = material.faces(part, side[part])
-                for (course, net), text in zip(nets, texts, strict=True):
+                for (course, net), text in zip(networks.values(), texts, strict=True):
                     said += views_scores(net, course, faces, text)
-            rows.append(said / (len(sides) * len(nets)))
-        views.append(torch.cat(rows).cpu().numpy().astype(np.float16))
-        number += 1
+            parts.append(said / (len(sides) * len(networks)))
+        views.append(torch.cat(parts)[:total].half())
+        if device == "cuda":
+            torch.cuda.synchronize()
         if options.views is None and time.time() + 1.2 * (time.time() - began) > deadline:
             break
-    np.save(options.work / "answers.npy", np.stack(views))
-    summary["views"] = number
-    log(
-        "asked",
-        views=number,
-        teachers=[course.name for course in courses],
-        last_view_s=time.time() - began,
-        left=deadline - time.time(),
-    )
-    del nets, material
-    if device == "cuda":
-        torch.cuda.empty_cache()
+    run.log("asked", views=len(views), teachers=list(networks), last_view_s=round(time.time() - began, 2),
+            left=round(deadline - time.time(), 1))  # fmt: skip
+    return torch.stack(views)
+
+
+def answered(run: Run, networks: Networks, deadline: float) -> Tensor:
+    """The mean scores (views, N, K) float16 of the teachers for each view of every face and photo, and its mirror
+    image."""
+    for _, net in networks.values():
+        net.eval()
+    views = _views(run, networks, deadline).clone()  # no longer a tensor of inference
+    run.summary["views"] = len(views)
+    return views
 
 
 if __name__ == "__main__":
