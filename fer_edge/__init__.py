@@ -19,6 +19,7 @@ from .errors import (
     IntegrityError,
     LabelError,
     MissingExtraError,
+    SourceError,
     UsageError,
 )
 
@@ -75,6 +76,7 @@ __all__ = [
     "LabelError",
     "MissingExtraError",
     "Prediction",
+    "SourceError",
     "UsageError",
     "__version__",
     "load",

@@ -6,6 +6,7 @@
     ├── BundleError       a bundle (or one of its files) is missing, altered, truncated, newer or malformed
     │   └── IntegrityError    ... in particular: a file is not the one that the manifest, or its digest, promises
     ├── ImageError        an input cannot be read as one face crop
+    │   └── SourceError       ... in particular: a video, stream or camera cannot be opened, or stopped delivering
     ├── LabelError        a label, label set, prompt file or text encoder does not fit
     ├── EngineError       an inference engine is missing, refuses the artefact or device, or answers with NaN
     ├── ConversionError   a source cannot be converted, or an artefact misses its parity bars
@@ -47,6 +48,11 @@ class IntegrityError(BundleError):
 
 class ImageError(FerEdgeError):
     """An input cannot be read as one face crop."""
+
+
+class SourceError(ImageError):
+    """A source of frames (a video, a stream, a camera) cannot be opened, cannot be read further, or has given none. The
+    message names it without user, password or query."""
 
 
 class LabelError(FerEdgeError):

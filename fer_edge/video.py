@@ -62,7 +62,7 @@ def sample_frames(
     path = Path(os.fsdecode(video))
     try:
         if path.is_dir():
-            return _pick(_frame_files(path), count, str(path))
+            return _pick(frame_files(path), count, str(path))
         if not path.is_file():
             raise ImageError(f"{path} does not exist")
         with opened(path, budget) as animation:
@@ -76,8 +76,8 @@ def sample_frames(
         raise ImageError(f"{path} cannot be decoded: {reason(error)}") from error
 
 
-def _frame_files(folder: Path) -> list[Path]:
-    """The images of a folder by name; what else lies there is said."""
+def frame_files(folder: Path) -> list[Path]:
+    """The images of a folder by name; a warning says what else lies there. Raises ImageError for a folder of other files."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     frames = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
     others = [p.name for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
@@ -109,11 +109,12 @@ def _animation(animation: Image.Image, count: int, budget: Budget, name: str) ->
         held = max(decoding_bytes(frame), size[0] * size[1] * _ANIMATION_PIXEL_BYTES)
         budget.check(held, size, name)
         if i in positions:
-            kept[i] = _upright(frame, turn_of(frame), _shrink(size, budget, held, several))
+            kept[i] = upright(frame, turn_of(frame), _shrink(size, budget, held, several))
     return [kept[i] for i in positions]
 
 
-def _upright(frame: Image.Image, turn: Image.Transpose | None, shrink: int) -> Image.Image:
+def upright(frame: Image.Image, turn: Image.Transpose | None, shrink: int) -> Image.Image:
+    """A copy of an animation's frame, without transparency, ``shrink`` times smaller, then turned."""
     picture = opaque(frame, None)
     if shrink > 1:
         picture = picture.reduce(shrink)
@@ -132,7 +133,7 @@ def _decode_video(path: Path, count: int, budget: Budget) -> list[ImageLike]:
 
     most = budget.bytes // VIDEO_PIXEL_BYTES
 
-    def frames() -> Iterator[Any]:
+    def frames() -> Iterator[tuple[Any, str]]:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ImageError(f"{path} has no video")
@@ -146,7 +147,9 @@ def _decode_video(path: Path, count: int, budget: Budget) -> list[ImageLike]:
             # The size may change on the way; decoders count their margins, too.
             stream.codec_context.options = {"max_pixels": str(most + most // 10 + (1 << 16))}
             stream.codec_context.thread_count = 2  # some decoders hold frames for each thread
-            yield from container.decode(stream)
+            decoder = stream.codec_context.name
+            for frame in container.decode(stream):
+                yield frame, decoder
 
     try:
         # Containers lie about their length, so the frames are counted first: two passes, one frame in memory at a time.
@@ -156,11 +159,10 @@ def _decode_video(path: Path, count: int, budget: Budget) -> list[ImageLike]:
         positions = segment_middles(total, count)
         several, kept = len(set(positions)), dict[int, Image.Image]()
         turns: dict[int, Image.Transpose | None] = {}
-        for i, frame in enumerate(frames()):
+        for i, (frame, decoder) in enumerate(frames()):
             if i in positions:
-                # A frame whose side data was looked at is not freed before the garbage collector comes: once for each angle.
                 if (angle := frame.rotation) not in turns:
-                    turns[angle] = _turn_of_matrix(frame)
+                    turns[angle] = turn_of_frame(frame, decoder)
                 turn, held = turns[angle], frame.width * frame.height * VIDEO_PIXEL_BYTES
                 n = _shrink((frame.width, frame.height), budget, held, several)
                 if n > 1:
@@ -187,8 +189,22 @@ _MATRIX_TURNS: dict[tuple[int, int, int, int], Image.Transpose | None] = {
 (ISO/IEC 14496-12, the matrix of a track header; libavutil/display.h has the same nine numbers)."""
 
 
-def _turn_of_matrix(frame: Any) -> Image.Transpose | None:
-    """What a frame's display matrix asks for, to the nearest quarter turn; None without one."""
+_TURNS: dict[int, Image.Transpose | None] = {
+    0: None,
+    1: Image.Transpose.ROTATE_90,
+    2: Image.Transpose.ROTATE_180,
+    3: Image.Transpose.ROTATE_270,
+}
+"""Quarter turns to the left -> the same."""
+
+
+def turn_of_frame(frame: Any, decoder: str) -> Image.Transpose | None:
+    """What the display matrix of a frame of PyAV asks for, to the nearest quarter turn; None without one. ``decoder``: the
+    name of its codec. The frame is not freed before the garbage collector comes: ask once for each ``frame.rotation``."""
+    # PyAV (14 to 18, at least) frees the metadata of side data twice, and the decoder of PNG alone gives any: its ICC
+    # profile's name. Such a frame is turned, but not mirrored.
+    if decoder in ("png", "apng"):
+        return _TURNS[round(frame.rotation / 90) % 4]
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None

@@ -103,6 +103,7 @@ def test_public_names() -> None:
         "LabelError",
         "MissingExtraError",
         "Prediction",
+        "SourceError",
         "UsageError",
         "__version__",
         "load",

@@ -1,98 +1,75 @@
-"""Where frames come from."""
+"""Where frames come from: a file, an animation, a folder, standard input."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import re
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from fer_edge.arguments import checked
 from fer_edge.console import need_extra
-from fer_edge.errors import ImageError
+from fer_edge.decode import MAX_PIXELS
+from fer_edge.errors import SourceError, UsageError
+
+from .frames import Frame, Gap, Source
+from .recordings import FOLDER_FPS, RAW_BYTES, FrameFolder, PictureFile, Piped, RawFormat, VideoFile, is_picture
+
+__all__ = ["Frame", "Gap", "Source", "open_source", "raw_format"]
 
 
-@dataclass(frozen=True)
-class Frame:
-    """``pixels`` uint8 (H, W, 3) RGB, upright; ``number`` counts what the source delivered, from 0, dropped frames
-    included; ``time`` in seconds of the medium (of a live source: since the first frame); ``arrived``: time.monotonic()
-    when it came; ``decode_ms``: milliseconds of work on it until then, reading and decoding, without waiting."""
+@checked()
+def open_source(
+    spec: str | os.PathLike[str], *, raw: str | None = None, fps: float | None = None, max_pixels: int = MAX_PIXELS
+) -> Source:
+    """The source that a text names.
 
-    number: int
-    time: float
-    pixels: NDArray[np.uint8]
-    arrived: float
-    decode_ms: float = 0.0
+    A file: every frame of a video, an animated picture, a photo. A folder: its pictures by name, ``fps`` a second (default
+    25). ``-``: what comes through standard input: a container (MPEG-TS, Matroska, YUV4MPEG, MJPEG), or with ``raw``
+    ("640x480:rgb24@30") frames without one, of rgb24, bgr24, gray8, yuv420p, nv12 or yuyv422.
 
-
-@dataclass(frozen=True)
-class Gap:
-    """A live source was lost, or has come back, and time has passed unseen: tracks end here. ``reason``: what happened."""
-
-    time: float
-    reason: str
-
-
-class Source(Protocol):
-    """Frames, one after the other. ``name``: without credentials; ``live``: frames that nobody was ready for are dropped,
-    and counted in ``dropped``; ``seconds``: length of the medium, None where it has none or none is known."""
-
-    name: str
-    live: bool
-    seconds: float | None
-
-    @property
-    def dropped(self) -> int:
-        """Frames that nobody saw."""
-        ...
-
-    def __iter__(self) -> Iterator[Frame | Gap]: ...
-
-    def close(self) -> None:
-        """Stop reading, from whichever thread; the iteration ends."""
-        ...
-
-
-class VideoFile:
-    """Every frame of a video file, in order."""
-
-    live = False
-    dropped = 0
-
-    def __init__(self, path: Path) -> None:
-        need_extra(extra="live")
+    ``max_pixels`` bounds the memory, as of ``sample_frames``. Raises UsageError for what makes no sense, SourceError or
+    ImageError for what is not there, holds no video or is too large."""
+    need_extra(extra="live")
+    text = os.fspath(spec)
+    if fps is not None and not 0 < fps <= 1000:
+        raise UsageError(f"fps must be a number above 0, and at most 1000; got {fps:g}")
+    if raw is not None and text != "-":
+        raise UsageError("raw frames come through standard input: name - as the source")
+    if text == "-":
+        _refuse(fps=(fps, "the rate of raw frames stands in raw, behind the @"))
+        return Piped(0, "standard input", raw=None if raw is None else raw_format(raw), max_pixels=max_pixels)
+    if not text:
+        raise UsageError("the source has no name; name a file, a folder, or - for standard input")
+    path = Path(text)
+    if path.is_dir():
+        return FrameFolder(path, fps=fps or FOLDER_FPS, max_pixels=max_pixels)
+    _refuse(fps=(fps, "a video has its own times; fps is for a folder of frames"))
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise UsageError(f"{text.partition('://')[0]}:// is no kind of address that fer-edge knows")
+    try:
+        if not path.exists():
+            raise SourceError(f"{path} does not exist")
         if not path.is_file():
-            raise ImageError(f"{path} does not exist")
-        self.name = str(path)
-        self.seconds: float | None = None
-
-    def __iter__(self) -> Iterator[Frame | Gap]:
-        import av
-
-        with av.open(self.name) as container:
-            stream = container.streams.video[0]
-            self.seconds = container.duration / av.time_base if container.duration else None
-            began = time.perf_counter()
-            for number, frame in enumerate(container.decode(stream)):
-                pixels = frame.to_ndarray(format="rgb24")
-                spent = (time.perf_counter() - began) * 1e3
-                yield Frame(number, frame.time or 0.0, pixels, time.monotonic(), spent)
-                began = time.perf_counter()
-
-    def close(self) -> None:
-        """Nothing is held between two iterations."""
-
-    def __enter__(self) -> VideoFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+            raise SourceError(f"{path} is neither a file nor a folder")
+        return (PictureFile if is_picture(path) else VideoFile)(path, max_pixels=max_pixels)
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror or error}") from error
 
 
-def open_source(spec: str) -> Source:
-    """The source that a text names."""
-    return VideoFile(Path(spec))
+def raw_format(text: str) -> RawFormat:
+    """A text as 640x480:rgb24@30. Raises UsageError."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5}):(\w+)@(\d{1,4}(?:\.\d+)?)", text)
+    wide, high, pixels, fps = match.groups() if match else ("0", "0", "", "0")
+    if pixels not in RAW_BYTES or not (int(wide) and int(high) and float(fps)):
+        raise UsageError(
+            f"raw frames are told as WIDTHxHEIGHT:FORMAT@FPS with a format of {', '.join(RAW_BYTES)}; got {text!r}"
+        )
+    if RAW_BYTES[pixels] not in (1.0, 3.0) and (int(wide) % 2 or int(high) % 2):
+        raise UsageError(f"raw frames of {pixels} have even sides; got {wide} x {high}")
+    return RawFormat((int(wide), int(high)), pixels, float(fps))
+
+
+def _refuse(**given: tuple[object, str]) -> None:
+    for name, (value, why) in given.items():
+        if value is not None:
+            raise UsageError(f"{name} makes no sense here: {why}")

@@ -1,0 +1,275 @@
+"""An open video, whatever it comes from: its pictures one after the other, by PyAV."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+from PIL import Image
+
+from fer_edge.decode import MAX_PIXELS, Budget
+from fer_edge.errors import SourceError
+from fer_edge.video import VIDEO_PIXEL_BYTES, turn_of_frame
+
+from .frames import ArrayPicture, Pixels, Size
+
+_HTTP_REFUSALS = ("HTTPUnauthorizedError", "HTTPForbiddenError", "HTTPNotFoundError", "HTTPBadRequestError")
+_SWAPS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE)
+
+
+class Readable(Protocol):
+    """What libav needs of a file that we read for it."""
+
+    name: str
+
+    def read(self, count: int) -> bytes: ...
+
+
+class Converter:
+    """From a decoder's planes to RGB and BGR; keeps libswscale's tables from frame to frame. From whichever thread."""
+
+    def __init__(self) -> None:
+        import av
+        from av.video.reformatter import VideoReformatter
+
+        # Since 17 libswscale starts a thread for each processor unless it is told; before, it had one.
+        self._options = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
+        self._whole: Any = VideoReformatter()
+        self._small: Any = VideoReformatter()
+        self._lock = threading.Lock()
+
+    def rgb(self, frame: Any) -> Pixels:
+        """The whole frame, RGB."""
+        with self._lock:
+            made: Pixels = self._whole.reformat(frame, format="rgb24", **self._options).to_ndarray()
+        return made
+
+    def bgr(self, frame: Any, size: Size) -> Pixels:
+        """The whole frame in another size, BGR."""
+        if frame.interlaced_frame:  # libswscale would shrink each field by itself
+            return ArrayPicture(self.rgb(frame)).bgr(size)
+        kind = "AREA" if size[0] < frame.width or size[1] < frame.height else "BILINEAR"
+        with self._lock:
+            small = self._small.reformat(frame, *size, "bgr24", interpolation=kind, **self._options)
+            made: Pixels = small.to_ndarray()
+        return made
+
+
+class DecodedPicture:
+    """A frame of libav, its display matrix's turn applied to whatever is asked of it."""
+
+    __slots__ = ("_converter", "_frame", "_turn", "size")
+
+    def __init__(self, frame: Any, turn: Image.Transpose | None, converter: Converter) -> None:
+        self._frame, self._turn, self._converter = frame, turn, converter
+        stored = (int(frame.width), int(frame.height))
+        self.size: Size = stored[::-1] if turn in _SWAPS else stored
+
+    def rgb(self) -> Pixels:
+        """uint8 (H, W, 3) RGB, upright."""
+        return _turned(self._converter.rgb(self._frame), self._turn)
+
+    def bgr(self, size: Size) -> Pixels:
+        """uint8 (height, width, 3) BGR, upright."""
+        return _turned(self._converter.bgr(self._frame, size[::-1] if self._turn in _SWAPS else size), self._turn)
+
+
+def _turned(pixels: Pixels, turn: Image.Transpose | None) -> Pixels:
+    if turn is None:
+        return pixels
+    import cv2
+
+    kind = Image.Transpose
+    if turn is kind.TRANSPOSE:
+        made = cv2.transpose(pixels)
+    elif turn is kind.TRANSVERSE:
+        made = cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180)
+    elif turn is kind.FLIP_LEFT_RIGHT:
+        made = cv2.flip(pixels, 1)
+    elif turn is kind.FLIP_TOP_BOTTOM:
+        made = cv2.flip(pixels, 0)
+    else:  # Pillow turns to the left, OpenCV to the right
+        made = cv2.rotate(
+            pixels,
+            {
+                kind.ROTATE_90: cv2.ROTATE_90_COUNTERCLOCKWISE,
+                kind.ROTATE_180: cv2.ROTATE_180,
+                kind.ROTATE_270: cv2.ROTATE_90_CLOCKWISE,
+            }[turn],
+        )
+    upright: Pixels = made
+    return upright
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One picture. ``time``: seconds of the medium as it stands there, None where none does; ``arrived``: time.monotonic()
+    when its last byte was there; ``decode_ms``: milliseconds of decoding, of a file with reading."""
+
+    picture: DecodedPicture
+    time: float | None
+    arrived: float
+    decode_ms: float
+
+
+class Turns:
+    """What frames' display matrices ask for. A frame whose side data was looked at is not freed before the garbage collector
+    comes, so that is done once for each angle; of a source that comes back the same are kept."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Image.Transpose | None] = {}
+
+    def of(self, frame: Any, decoder: str) -> Image.Transpose | None:
+        """The turn of a frame that a decoder of this name gave."""
+        angle = frame.rotation
+        if angle not in self._known:
+            self._known[angle] = turn_of_frame(frame, decoder)
+        return self._known[angle]
+
+
+class RefusedError(SourceError):
+    """What no waiting mends."""
+
+
+class Decoder:
+    """An open container, and its first stream of video. ``medium``: an address that libav understands, or a file of ours;
+    ``name`` for messages; ``wait``: seconds to wait for the opening, and for each packet after it, None: for ever;
+    ``seconds``: its length, if it says one; ``rate``: its pictures a second, if it says so. ``broken``: packets that could
+    not be decoded, since the first picture; ``broken_at``: seconds of the medium of the picture before the first of them.
+
+    Raises SourceError of one line, without the address: that may hold a password."""
+
+    def __init__(
+        self,
+        medium: str | Readable,
+        name: str,
+        *,
+        format: str | None = None,
+        options: Mapping[str, str] | None = None,
+        wait: tuple[float, float] | None = None,
+        buffer: int = 1 << 16,
+        max_pixels: int = MAX_PIXELS,
+        turns: Turns | None = None,
+    ) -> None:
+        import av
+
+        self.name, self.broken, self.broken_at = name, 0, 0.0
+        self._turns, self._converter = turns or Turns(), Converter()
+        self._stall = wait[1] if wait else None
+        self._most = Budget(max_pixels).bytes // VIDEO_PIXEL_BYTES
+        self._max_pixels = max_pixels
+        try:
+            self._container = av.open(
+                medium,
+                format=format,
+                options=dict(options or {}),
+                timeout=wait,
+                buffer_size=buffer,
+                metadata_errors="replace",
+            )
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise _refusal(name, error, self._stall) from None  # the error's own text has the address
+        try:
+            self._stream = self._checked()
+        except BaseException:
+            self._container.close()
+            raise
+        rate = self._stream.guessed_rate or self._stream.average_rate
+        self.rate = float(rate) if rate else None
+        self._codec = self._stream.codec_context.name
+        self.size: Size = (self._stream.codec_context.width, self._stream.codec_context.height)
+        length = self._container.duration
+        self.seconds = length / av.time_base if length and length > 0 else None
+
+    def _checked(self) -> Any:
+        videos = [stream for stream in self._container.streams.video if not _is_cover(stream)]
+        if not videos:
+            sound = "; it has sound alone" if self._container.streams.audio else ""
+            raise RefusedError(f"{self.name} has no video{sound}")
+        stream = videos[0]
+        if stream.codec_context is None:
+            raise RefusedError(f"{self.name}: PyAV here cannot decode its video")
+        size = (stream.codec_context.width, stream.codec_context.height)
+        if size[0] * size[1] > self._most:
+            raise RefusedError(
+                f"{self.name} has frames of {size[0]} x {size[1]} pixels; the limit is {self._most:,} pixels: make it "
+                f"smaller, or raise max_pixels (now {self._max_pixels:,})"
+            )
+        # The size may change on the way; decoders count their margins, too.
+        stream.codec_context.options = {"max_pixels": str(self._most + self._most // 10 + (1 << 16))}
+        # One thread: frame threads hold pictures back, and the processors belong to the detector.
+        stream.codec_context.thread_count = 1
+        return stream
+
+    def pictures(self) -> Iterator[Decoded]:
+        """Every picture, in the order in which they are shown. Raises SourceError when reading fails, or waits too long;
+        a packet that cannot be decoded is counted and left out."""
+        import av
+
+        began, last, seen = time.perf_counter(), time.monotonic(), None
+        packets = self._container.demux() if self._stall is not None else self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.error.FFmpegError, OSError, ValueError) as error:
+                raise _refusal(self.name, error, self._stall) from None
+            if packet is None:
+                return
+            arrived = time.monotonic()
+            if packet.stream.index != self._stream.index:
+                # Sound that goes on hides a picture that stands still.
+                if self._stall is not None and arrived - last > self._stall:
+                    raise SourceError(f"{self.name}: no picture for {self._stall:g} s")
+                continue
+            if self._stall is not None:
+                began = time.perf_counter()
+            try:
+                frames = packet.decode()
+            except (av.error.FFmpegError, ValueError):
+                frames = []
+                if seen is not None:
+                    self.broken_at = self.broken_at if self.broken else seen
+                    self.broken += 1
+            for frame in frames:
+                last, moment = arrived, frame.time
+                seen = seen or 0.0 if moment is None or not math.isfinite(moment) else moment
+                picture = DecodedPicture(frame, self._turns.of(frame, self._codec), self._converter)
+                yield Decoded(picture, moment, arrived, (time.perf_counter() - began) * 1e3)
+                began = time.perf_counter()
+            if self._stall is not None and arrived - last > self._stall:
+                raise SourceError(f"{self.name}: nothing that could be decoded for {self._stall:g} s")
+
+    def close(self) -> None:
+        """Close it; by the thread that reads."""
+        self._container.close()
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether a stream is the one picture of an audio file (libavformat's AV_DISPOSITION_ATTACHED_PIC)."""
+    disposition = stream.disposition
+    return bool(int(getattr(disposition, "value", disposition)) & 0x400)
+
+
+def _refusal(name: str, error: BaseException, stall: float | None) -> SourceError:
+    """What to tell of an error of libav; its text would name the address, its ``strerror`` does not."""
+    import av
+
+    if isinstance(error, av.error.ExitError):
+        return SourceError(f"{name}: nothing came for {stall:g} s" if stall is not None else f"{name}: interrupted")
+    text = getattr(error, "strerror", None) or type(error).__name__
+    if isinstance(error, av.error.ProtocolNotFoundError):
+        return RefusedError(f"{name}: the FFmpeg in PyAV here does not know this kind of address")
+    lasting = (*_HTTP_REFUSALS, "InvalidDataError", "FileNotFoundError", "PermissionError", "DemuxerNotFoundError")
+    kind = RefusedError if type(error).__name__ in lasting else SourceError
+    return kind(f"{name}: {text}")
