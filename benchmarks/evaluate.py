@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_edge.accuracy import Intervals, calibration_error, confusion_matrix, intervals, recall_by_label, uar, war
+from fer_edge.accuracy import (
+    Intervals,
+    ReliabilityBin,
+    calibration_error,
+    confusion_matrix,
+    error_at_coverage,
+    intervals,
+    recall_by_label,
+    reliability,
+    uar,
+    war,
+)
 from fer_edge.classifier import Classifier
 from fer_edge.errors import ImageError, LabelError, UsageError
 from fer_edge.folders import IgnoredFile
@@ -20,14 +31,19 @@ from fer_edge.labelled import LabelledFaces, label_of
 
 from .robustness import Robustness, SpoiltAnswers, pixels_of
 
+COVERAGES = tuple(k / 10 for k in range(1, 11))
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """``war`` and ``uar`` are fractions of 1; ``confusion`` (K, K) has the truth in rows, in the order of ``labels``; a
     class without a face has recall None and does not count in ``uar``; ``unreadable`` lists the images that could not
     be read, which count nowhere else. ``intervals`` are 95% bootstrap intervals; ``calibration_error`` is how far the
-    probability of the answers and the share of right ones lie apart. ``left_out`` counts what has no usable label, the
-    files in ``ignored`` among it, which are no faces. ``robustness``: the same of spoilt faces, where that was asked for."""
+    probability of the answers and the share of right ones lie apart, in the mean over the bins of ``reliability``.
+    ``certain`` is the share of answers that reach the label set's threshold, ``certain_error`` the share of these that
+    is wrong (None of none), and ``error_at_coverage`` that of the surest answers, by their share ("0.8"). ``left_out``
+    counts what has no usable label, the files in ``ignored`` among it, which are no faces. ``robustness``: the same of
+    spoilt faces, where that was asked for."""
 
     n: int
     war: float
@@ -38,6 +54,10 @@ class Evaluation:
     per_class_recall: dict[str, float | None]
     per_class_count: dict[str, int]
     calibration_error: float
+    reliability: tuple[ReliabilityBin, ...]
+    certain: float
+    certain_error: float | None
+    error_at_coverage: dict[str, float]
     left_out: int
     ignored: tuple[IgnoredFile, ...]
     skipped_classes: dict[str, int]
@@ -82,16 +102,17 @@ def evaluate(
         return position[answer.label], answer.score, answer.certain
 
     spoilt = SpoiltAnswers(answered) if robustness else None
-    truth, predicted, confidence, unreadable = [], [], [], []
+    truth, predicted, confidence, certain, unreadable = [], [], [], [], []
     for i, (image, label) in enumerate(_known(faces, meaning)):
         try:
             pixels = None if spoilt is None else pixels_of(load_picture(image))
-            place, sure, _ = answered(image)
+            place, sure, reached = answered(image)
         except ImageError as error:
             unreadable.append({"image": str(image) if isinstance(image, (str, Path)) else f"image {i}", "error": str(error)})
         else:
             predicted.append(place)
             confidence.append(sure)
+            certain.append(reached)
             truth.append(position[label])
             if spoilt is not None and pixels is not None:
                 spoilt.add(pixels)
@@ -101,8 +122,18 @@ def evaluate(
         raise UsageError(f"no face could be evaluated{why}")
     skipped = {name: sum(c == name for c in faces.classes) for name in unknown}
     right = np.array(truth)
-    found = _counted(clf, right, np.array(predicted), np.array(confidence), faces, skipped, unreadable)
+    answers = _Answers(np.array(predicted), np.array(confidence), np.array(certain))
+    found = _counted(clf, right, answers, faces, skipped, unreadable)
     return found if spoilt is None else replace(found, robustness=spoilt.figures(right))
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Positions of labels, their probabilities, and whether these reach the threshold; (N,) each."""
+
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    certain: NDArray[np.bool_]
 
 
 def _known(faces: LabelledFaces, meaning: dict[str, str | None]) -> Iterator[tuple[ImageLike, str]]:
@@ -115,13 +146,13 @@ def _known(faces: LabelledFaces, meaning: dict[str, str | None]) -> Iterator[tup
 def _counted(
     clf: Classifier,
     truth: NDArray[np.int64],
-    predicted: NDArray[np.int64],
-    confidence: NDArray[np.float64],
+    answers: _Answers,
     faces: LabelledFaces,
     skipped: dict[str, int],
     unreadable: list[dict[str, str]],
 ) -> Evaluation:
-    table = confusion_matrix(truth, predicted, len(clf.labels))
+    confidence, certain, right = answers.confidence, answers.certain, answers.predicted == truth
+    table = confusion_matrix(truth, answers.predicted, len(clf.labels))
     return Evaluation(
         n=len(truth),
         war=war(table),
@@ -131,7 +162,11 @@ def _counted(
         confusion=table.tolist(),
         per_class_recall=recall_by_label(table, clf.labels),
         per_class_count={label: int((truth == i).sum()) for i, label in enumerate(clf.labels)},
-        calibration_error=calibration_error(confidence, predicted == truth),
+        calibration_error=calibration_error(confidence, right),
+        reliability=reliability(confidence, right),
+        certain=float(certain.mean()),
+        certain_error=float(1 - right[certain].mean()) if certain.any() else None,
+        error_at_coverage={f"{share:g}": error_at_coverage(confidence, right, share) for share in COVERAGES},
         left_out=faces.left_out + len(faces.ignored),
         ignored=faces.ignored,
         skipped_classes=skipped,

@@ -7,6 +7,7 @@ fixed seed: to draw n faces with replacement is to draw their cells from the mul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -46,6 +47,15 @@ class Difference:
     war_interval: Interval
     uar: float
     uar_interval: Interval
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """``faces`` whose answers are about equally probable: their mean probability, and the share of right answers."""
+
+    faces: int
+    confidence: float
+    right: float
 
 
 def differs(interval: Interval) -> bool:
@@ -135,9 +145,36 @@ def calibration_error(
     mean over the faces; NaN without a face. Bins are of equal width, closed above (Guo et al., equation 3)."""
     if not len(confidence):
         return float("nan")
+    gaps = [entry.faces * abs(entry.confidence - entry.right) for entry in reliability(confidence, right, bins)]
+    return float(sum(gaps) / len(confidence))
+
+
+def reliability(
+    confidence: NDArray[np.floating[Any]], right: NDArray[np.bool_], bins: int = CALIBRATION_BINS
+) -> tuple[ReliabilityBin, ...]:
+    """The bins of :func:`calibration_error` that hold a face, from unsure to sure."""
     place = np.clip(np.ceil(np.asarray(confidence, np.float64) * bins).astype(np.int64) - 1, 0, bins - 1)
-    gaps = np.bincount(place, weights=confidence, minlength=bins) - np.bincount(place, weights=right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
+    faces, sure, good = (
+        np.bincount(place, weights=weights, minlength=bins) for weights in (None, confidence, right.astype(np.float64))
+    )
+    return tuple(
+        ReliabilityBin(int(faces[i]), float(sure[i] / faces[i]), float(good[i] / faces[i])) for i in np.flatnonzero(faces)
+    )
+
+
+def error_at_coverage(confidence: NDArray[np.floating[Any]], right: NDArray[np.bool_], coverage: float) -> float:
+    """Share of wrong answers among the surest ``coverage`` of the faces (N,), a fraction above 0; faces as sure as the last
+    of them count too. NaN without a face. (Selective risk: El-Yaniv and Wiener, JMLR 2010.)"""
+    if not len(confidence):
+        return float("nan")
+    sorted_confidence = np.sort(confidence)[::-1]
+    kept = confidence >= sorted_confidence[place_at_coverage(len(confidence), coverage)]
+    return float(1 - right[kept].mean())
+
+
+def place_at_coverage(count: int, coverage: float) -> int:
+    """Which of ``count`` faces, from the surest on, is the last of the smallest share that is at least ``coverage``."""
+    return min(count, max(1, math.ceil(round(coverage * count, 6)))) - 1
 
 
 def _middle(values: NDArray[np.float64], level: float = LEVEL) -> Interval:

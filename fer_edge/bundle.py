@@ -20,6 +20,7 @@ from .arrays import MAX_BYTES, read_npy, read_npz, write_npz
 from .errors import BundleError, IntegrityError, LabelError, UsageError
 from .files import (
     clear_partials,
+    copy_tree,
     disk_errors,
     exchange,
     locked,
@@ -413,6 +414,38 @@ def remove_label_set(bundle: Bundle, name: str) -> Bundle:
         file.unlink(missing_ok=True)
         sync_folder(file.parent)
         return left
+
+
+def change_label_sets(bundle: Bundle, changed: Sequence[LabelSet]) -> Bundle:
+    """Put label sets in the place of those of their names, all in one step: readers, and whoever looks after a power cut,
+    find the bundle as it was or as it is to be. Raises LabelError for a name that it has not and for other labels than it
+    has under that name, BundleError when it is another bundle by now, or when nothing can be written."""
+    import shutil
+
+    with _writing(bundle.folder) as there:
+        if there.manifest != bundle.manifest:
+            raise BundleError(f"{bundle.folder} was written by another process meanwhile; run this again")
+        refs = {ref.name: ref for ref in there.manifest.label_sets}
+        for labels in changed:
+            if labels.name not in refs:
+                raise LabelError(f"{bundle.folder} has no label set {labels.name!r}; it has {', '.join(refs)}")
+            if labels.labels != refs[labels.name].labels:
+                raise LabelError(
+                    f"the label set {labels.name!r} of {bundle.folder} has other labels; add a new one for these"
+                )
+            if any(ref.path == f"labels/{labels.name}.npz" and ref.name != labels.name for ref in refs.values()):
+                raise LabelError(f"{bundle.folder} keeps another label set in labels/{labels.name}.npz")
+        target = there.folder.resolve()
+        folder = partial_folder(target)
+        try:
+            copy_tree(target, folder)
+            refs |= {labels.name: write_label_set(folder, labels) for labels in changed}
+            write_manifest(folder, replace(there.manifest, label_sets=tuple(refs.values())))
+            exchange(folder, target)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # what was not finished, or the bundle that was there before
+    return open_bundle(bundle.folder)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -34,8 +34,12 @@ from .decode import MAX_PIXELS
 from .errors import FerEdgeError, ImageError, IntegrityError
 from .process import BROKEN_PIPE, OutputError, standard_streams, stoppable
 
+if TYPE_CHECKING:
+    from .labels import LabelSet
+
 ROOM_COMMANDS = {
     "bench": ("fer_edge.benchmarks.cli_bench:bench", "Speed, memory, energy and right answers on this box."),
+    "calibrate": ("fer_edge.benchmarks.cli:calibrate", "Temperature and threshold of a bundle, from labelled faces."),
     "compare": ("fer_edge.benchmarks.cli_bench:compare", "Was this build faster than that one? Two files of 'bench'."),
     "convert": ("fer_edge.converters.cli:convert", "Quantize a CLIP or a student, with its projection, into a bundle."),
     "evaluate": ("fer_edge.benchmarks.cli:evaluate", "WAR, UAR, confusion and recall on labelled faces."),
@@ -231,13 +235,20 @@ def labels_list(bundle: Path | None, as_json: bool) -> None:
                     "name": s.name,
                     "default": s.name == default,
                     "labels": list(s.labels),
+                    "temperature": s.temperature,
+                    "threshold": s.threshold,
                     "prompts": dict(zip(s.labels, s.prompts, strict=True)),
                 }
                 for s in sets
             ]
         )
     else:
-        show(table([[s.name + (" (default)" if s.name == default else ""), ", ".join(s.labels)] for s in sets]))
+        rows = [[s.name + (" (default)" if s.name == default else ""), _certain_from(s), ", ".join(s.labels)] for s in sets]
+        show(table(rows if any(row[1] for row in rows) else [[name, names] for name, _, names in rows]))
+
+
+def _certain_from(labels: LabelSet) -> str:
+    return f"certain from {labels.threshold:.3g}" if labels.threshold else ""
 
 
 @labels.command("remove", examples=("fer-edge labels remove my-bundle/ moods",))

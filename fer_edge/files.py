@@ -178,6 +178,23 @@ def _exchanged_at_once(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
+def copy_tree(folder: Path, copy: Path) -> None:
+    """A copy of a folder under a new name in the same file system. Files are shared with the original where the disk can
+    (hard links): whoever changes one in either must replace it, as :func:`replaced` does. Raises OSError."""
+    import shutil  # here, because a device never writes a bundle and pays for this at every start
+
+    def put(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:  # a card formatted with FAT has no links
+            shutil.copy(source, target)
+        _settle(Path(target), stat.S_IMODE(os.stat(target).st_mode))
+
+    shutil.copytree(folder, copy, copy_function=put)
+    for where, _, _ in os.walk(copy, topdown=False):
+        sync_folder(Path(where))
+
+
 def check_room(folder: Path) -> None:
     """After an error of a library's own: raise the disk's OSError where a few blocks more cannot be written to a folder."""
     probe = partial_folder(folder / "probe")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .arrays import read_members
 from .errors import UsageError
@@ -47,10 +49,7 @@ def read_faces(data: Path, truth: str | None = None, classes: str | None = None,
         raise UsageError(f"{data} is an npz file: name its members with --truth MEMBER and --classes MEMBER")
     members = read_members(data, {"images", truth, classes})
     images, labels, names = (members[name] for name in ("images", truth, classes))
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise UsageError(
-            f"{data}: images must be uint8 (N, H, W) gray or (N, H, W, 3) RGB; got {images.dtype} {images.shape}"
-        )
+    _checked_images(data, images)
     if names.dtype.kind != "U" or names.ndim != 1:
         raise UsageError(f"{data}: {classes} must be a list of class names; got {names.dtype} {names.shape}")
     if (
@@ -65,6 +64,36 @@ def read_faces(data: Path, truth: str | None = None, classes: str | None = None,
         )
     kept = np.flatnonzero(labels >= 0)
     return LabelledFaces([images[i] for i in kept], [str(names[labels[i]]) for i in kept], len(labels) - len(kept))
+
+
+def read_pictures(data: Path) -> LabelledFaces:
+    """Pictures of no class (""): all images of a folder and the folders in it, or ``images`` of an npz.
+
+    Raises UsageError when ``data`` is neither, or holds none."""
+    if data.is_dir():
+        try:
+            found = image_files(data)
+        except OSError as error:
+            raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
+        if not found.images:
+            raise UsageError(f"{data} has no images in it")
+        return LabelledFaces(found.images, [""] * len(found.images), 0, found.ignored)
+    if data.suffix.lower() != ".npz":
+        raise UsageError(
+            f"{data} is neither a folder of images nor an npz file" if data.exists() else f"{data} does not exist"
+        )
+    images = _checked_images(data, read_members(data, {"images"})["images"])
+    if not len(images):
+        raise UsageError(f"{data} has no images in it")
+    return LabelledFaces(list(images), [""] * len(images))
+
+
+def _checked_images(data: Path, images: NDArray[Any]) -> NDArray[np.uint8]:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise UsageError(
+            f"{data}: images must be uint8 (N, H, W) gray or (N, H, W, 3) RGB; got {images.dtype} {images.shape}"
+        )
+    return images
 
 
 def _read_folders(data: Path, recursive: bool) -> LabelledFaces:

@@ -37,6 +37,7 @@ from fer_edge.bundle import (
     add_label_set,
     all_files,
     artefact_files,
+    change_label_sets,
     checked_bytes,
     golden_set,
     label_set,
@@ -1189,19 +1190,21 @@ def test_a_full_disk_while_a_bundle_is_made(tmp_path: Path, place: str) -> None:
 POWER = """
 import shutil, sys
 from pathlib import Path
-from fer_edge.bundle import add_label_set, label_set, open_bundle, remove_label_set, staged
+from fer_edge.bundle import add_label_set, change_label_sets, label_set, open_bundle, remove_label_set, staged
 from dataclasses import replace
 source, target = Path(sys.argv[1]), Path(sys.argv[2])
 with staged(target, force=True) as folder:
     shutil.copytree(source, folder, dirs_exist_ok=True)
 opened = open_bundle(target)
 remove_label_set(add_label_set(opened, replace(label_set(opened, "rafdb7"), name="mine")), "mine")
+opened = open_bundle(target)
+change_label_sets(opened, [replace(label_set(opened, "rafdb7"), temperature=0.5)])
 """
 
 
 def test_nothing_old_goes_before_the_new_is_on_the_disk(bundle: Path, tmp_path: Path) -> None:
-    """What the kernel saw of a replacement, of an added and of a removed label set: before a name is given, its content is
-    synced; before anything goes, the names are."""
+    """What the kernel saw of a replacement, of an added, a removed and a changed label set: before a name is given, its
+    content is synced; before anything goes, the names are."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed here")
@@ -1236,7 +1239,7 @@ def test_nothing_old_goes_before_the_new_is_on_the_disk(bundle: Path, tmp_path: 
         elif "unlink" in line and MANIFEST in line:
             assert not unsynced_names, f"{line}: the old bundle goes before the new one's name is on the disk"
             removals += 1
-    assert renames >= 4  # the bundle, a label set, and two manifests
+    assert renames >= 7  # the bundle twice, two label sets, and three manifests
     assert removals >= 2  # of the old bundle's manifest, and of the label set
 
 
@@ -1369,6 +1372,76 @@ def test_remove_label_set(bundle: Path) -> None:
     (bundle / "labels" / "mine.npz").write_bytes(b"left by a killed writer")
     add_label_set(opened, new)
     read_all(bundle)
+
+
+def test_label_sets_are_changed_in_one_step(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that do not change are shared with the bundle that was there; where the disk has no links they are copied."""
+    opened = open_bundle(bundle)
+    before, engine = snapshot(bundle), bundle / opened.manifest.artefacts[0].files[0].path
+    number = engine.stat().st_ino
+    sets = [replace(label_set(opened, ref.name), temperature=0.7, threshold=0.6) for ref in opened.manifest.label_sets]
+    changed = change_label_sets(opened, sets)
+    assert engine.stat().st_ino == number
+    assert digest_of(changed.manifest) != digest_of(opened.manifest)
+    for old in sets:
+        new = label_set(changed, old.name)
+        assert (new.temperature, new.threshold, new.prompts) == (0.7, 0.6, old.prompts)
+        assert np.array_equal(new.constants, old.constants)
+    different = {name for name, data in snapshot(bundle).items() if before[name] != data}
+    assert different == {MANIFEST, *(ref.path for ref in opened.manifest.label_sets)}
+    read_all(bundle)
+    monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
+    again = change_label_sets(changed, [replace(sets[0], threshold=0.0)])
+    assert engine.stat().st_ino != number
+    assert label_set(again, sets[0].name).threshold == 0
+    read_all(bundle)
+    assert sorted(snapshot(bundle)) == sorted(before)
+    assert not list(bundle.parent.glob(".partial-*"))
+
+
+def test_a_change_that_does_not_fit_or_fails_changes_nothing(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_bundle(bundle)
+    seven = label_set(opened, "rafdb7")
+    before = snapshot(bundle)
+    with pytest.raises(LabelError, match="has no label set 'mine'"):
+        change_label_sets(opened, [replace(seven, name="mine")])
+    with pytest.raises(LabelError, match="has other labels"):
+        change_label_sets(opened, [replace(seven, labels=seven.labels[::-1])])
+    with pytest.raises(LabelError, match="has the threshold"):
+        change_label_sets(opened, [replace(seven, threshold=1.5)])
+
+    def full(one: Path, other: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(other))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fer_edge.bundle.exchange", full)
+        with pytest.raises(BundleError, match="No space left"):
+            change_label_sets(opened, [replace(seven, threshold=0.5)])
+    assert snapshot(bundle) == before
+    assert not list(bundle.parent.glob(".partial-*"))
+    add_label_set(opened, mine(bundle))
+    with pytest.raises(BundleError, match="written by another process"):
+        change_label_sets(opened, [replace(seven, threshold=0.5)])
+
+
+CHANGER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from fer_edge.bundle import change_label_sets, label_set, open_bundle
+opened = open_bundle(Path(sys.argv[1]))
+for k in range(int(sys.argv[2])):
+    sets = [label_set(opened, name) for name in ("rafdb7", "ferplus8")]
+    opened = change_label_sets(opened, [replace(labels, threshold=k / 100) for labels in sets])
+"""
+
+
+def test_readers_see_no_half_of_a_change(bundle: Path) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", CHANGER, str(bundle), "40"])
+    while writer.poll() is None:
+        fer_edge.load(bundle, runtime="null").close()
+    assert writer.returncode == 0
+    assert label_set(open_bundle(bundle), "rafdb7").threshold == 0.39
 
 
 def test_a_bundle_that_cannot_be_written(bundle: Path) -> None:

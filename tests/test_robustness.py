@@ -274,7 +274,7 @@ def test_json_and_text_and_page(
         "pixels": 48,
     }
     html = page.read_text(encoding="utf-8")
-    assert html.count("<figure") == 2
+    assert html.count("<figure") == 3
     assert not re.search(r'(src|href)="(?!#)', html), "nothing is fetched"
     for row in result.robustness.rows:
         assert f">{row.text}{' *' if row.standard else ''}</td>" in html

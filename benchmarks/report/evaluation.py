@@ -14,6 +14,7 @@ from fer_edge.page import INK, bullets, page, plot, table
 from ..evaluate import Evaluation
 from ..robustness import Robustness, SpoiltFigures
 from .plots import ACCENT, SOFT, WIDTH, WRONG
+from .screen import certain_text
 from .tables import SPOILT_HEAD, spoilt_line, spoilt_rows
 
 RECALL_HEAD = ("class", "faces", "recall", "95% interval")
@@ -25,7 +26,7 @@ def evaluation_page(result: Evaluation) -> str:
     ran = f"{result.runtime} {result.precision} on {result.device}, labels {result.label_set}"
     notes = [
         f"{result.n} faces: WAR {result.war:.1%} ({war}), UAR {result.uar:.1%} ({uar}); 95% intervals",
-        f"calibration error {result.calibration_error:.1%}",
+        f"calibration error {result.calibration_error:.1%}; {certain_text(result)}",
         *ignored_lines(result.ignored),
     ]
     if result.unreadable:
@@ -38,6 +39,8 @@ def evaluation_page(result: Evaluation) -> str:
         table(RECALL_HEAD, _recalls(result), ("class",)),
         '<h2 id="confusion">What is taken for what?</h2>',
         plot(_confusion(result), "What is taken for what?"),
+        '<h2 id="certainty">Does it know when it is wrong?</h2>',
+        plot(_certainty(result), "Does it know when it is wrong?"),
     ]
     if result.robustness is not None:
         title = "How does it stand faces that cameras spoil?"
@@ -76,6 +79,30 @@ def _confusion(result: Evaluation) -> Figure:
         axes.text(column + 0.5, row + 0.5, f"{share:.0%}", ha="center", va="center", fontsize=7, color=shade)
     axes.set_xlabel("answer", fontsize=8, color=INK)
     axes.set_ylabel("truth", fontsize=8, color=INK)
+    return figure
+
+
+def _certainty(result: Evaluation) -> Figure:
+    """Left: the share of right answers among those about equally probable (the area: how many). Right: the share of wrong
+    answers among the surest."""
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    bins = result.reliability
+    left.plot((0, 1), (0, 1), color=SOFT, linewidth=0.8, linestyle="--")
+    sizes = [4 + 120 * entry.faces / result.n for entry in bins]
+    left.scatter([b.confidence for b in bins], [b.right for b in bins], s=sizes, color=ACCENT)
+    left.set(xlim=(0, 1), ylim=(0, 1))
+    left.set_xlabel("probability of the answer", fontsize=8, color=INK)
+    left.set_ylabel("share of right answers", fontsize=8, color=INK)
+    shares = [float(share) for share in result.error_at_coverage]
+    right.plot(shares, list(result.error_at_coverage.values()), color=ACCENT)
+    if result.certain_error is not None and result.certain < 1:
+        right.plot([result.certain], [result.certain_error], "o", color=WRONG, label="certain")
+        right.legend(fontsize=7, frameon=False)
+    right.set(xlim=(0, 1))
+    right.set_ylim(bottom=0)
+    right.set_xlabel("share of the faces, the surest first", fontsize=8, color=INK)
+    right.set_ylabel("share of wrong answers", fontsize=8, color=INK)
     return figure
 
 

@@ -8,6 +8,8 @@ from typing import Any, TextIO
 from fer_edge.console import printable
 from fer_edge.folders import ignored_lines
 
+from ..calibrate import Figures as CalibrationFigures
+from ..calibrate import SetCalibration
 from ..compare import Comparison
 from ..evaluate import Evaluation
 from ..results import Results
@@ -30,7 +32,9 @@ def evaluation_text(result: Evaluation) -> str:
     war, uar = ("{:.1%} to {:.1%}".format(*pair) for pair in (result.intervals.war, result.intervals.uar))
     lines = [
         f"{result.n} faces: WAR {result.war:.2%}, UAR {result.uar:.2%} ({ran}, labels {result.label_set})",
-        f"95% intervals: WAR {war}, UAR {uar}; calibration error {result.calibration_error:.1%}",
+        f"95% intervals: WAR {war}, UAR {uar}",
+        f"calibration error {result.calibration_error:.1%}; wrong of the surest 80%: {result.error_at_coverage['0.8']:.1%}; "
+        + certain_text(result),
         f"left out: {unlabelled} without a label, {skipped} of unknown classes, {len(result.unreadable)} unreadable",
         *map(printable, ignored_lines(result.ignored)),
         "",
@@ -43,6 +47,12 @@ def evaluation_text(result: Evaluation) -> str:
     return "\n".join([*lines, *(_spoilt_lines(result.robustness) if result.robustness else ())])
 
 
+def certain_text(result: Evaluation) -> str:
+    """How many answers count as certain, and how many of them are wrong."""
+    wrong = "" if result.certain_error is None else f", {result.certain_error:.1%} of them wrong"
+    return f"certain: {result.certain:.1%}{wrong}"
+
+
 def _spoilt_lines(found: Robustness) -> list[str]:
     rows = [SPOILT_HEAD, *spoilt_rows(found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -51,6 +61,51 @@ def _spoilt_lines(found: Robustness) -> list[str]:
         for row in rows
     ]
     return ["", f"the same faces, spoilt ({found.pixels} pixels, median of their longer sides):", *table, spoilt_line(found)]
+
+
+def calibration_text(found: Sequence[SetCalibration], ran: str) -> str:
+    """What ``calibrate`` prints for people."""
+    head = ("", "faces", "error", "calibration error", "loss", "error at 80%", "certain", "of these wrong")
+    texts = []
+    for entry in found:
+        low, high = entry.temperature_interval or (entry.temperature, entry.temperature)
+        span = f" ({low:.3f} to {high:.3f})" if entry.temperature_interval else ""
+        rows = {
+            "before": entry.before,
+            "after": entry.after,
+            "cross-validated": entry.cross_validated,
+            "evaluation, before": entry.evaluation_before,
+            "evaluation, after": entry.evaluation_after,
+        }
+        cells = [head, *(_calibration_cells(name, figures) for name, figures in rows.items() if figures is not None)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            f"{entry.label_set} ({ran}): temperature {entry.temperature_before:.3f} -> {entry.temperature:.3f}{span}, "
+            f"threshold {entry.threshold_before:.3f} -> {entry.threshold:.3f}",
+            *("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells),
+        ]
+        if entry.cross_validated is None:
+            lines.append("not cross-validated: four fifths of the faces are too few for this rule")
+        if entry.skipped_classes:
+            lines.append(f"left out: {sum(entry.skipped_classes.values())} faces of classes that are no label of the set")
+        if entry.background_uncertain is not None:
+            lines.append(f"pictures without a face: {entry.background_uncertain:.1%} get no certain answer")
+        texts.append("\n".join(lines))
+    return "\n\n".join(texts)
+
+
+def _calibration_cells(name: str, figures: CalibrationFigures) -> tuple[str, ...]:
+    wrong = "-" if figures.certain_error is None else f"{figures.certain_error:.1%}"
+    shares = (figures.error, figures.calibration_error)
+    return (
+        name,
+        str(figures.n),
+        *(f"{share:.1%}" for share in shares),
+        f"{figures.loss:.3f}",
+        f"{figures.error_at_80:.1%}",
+        f"{figures.certain:.1%}",
+        wrong,
+    )
 
 
 def bench_text(results: Results, screen: TextIO) -> None:
