@@ -12,7 +12,7 @@ from typing import Any
 from . import engines as table
 from . import runtime as rt
 from .errors import FerEdgeError
-from .extras import distributions_of, extras, requirements
+from .extras import IMPORT_NAMES, distributions_of, extras, requirements
 from .extras import missing as missing_of
 from .isolated import try_engine
 
@@ -70,6 +70,7 @@ def diagnose(version: str) -> Diagnosis:
     model, features = cpu()
     usable = rt.usable_processors()
     every = [*(table.ENGINES[name] for name in table.RUNTIMES), *table.offered().values()]
+    packages = dict.fromkeys([*(name for engine in every for name in engine.imports), *IMPORT_NAMES.values()])
     with ThreadPoolExecutor() as pool:
         engines = tuple(pool.map(_engine, every))
     system = f"{platform.system()} {platform.machine()}"
@@ -84,7 +85,7 @@ def diagnose(version: str) -> Diagnosis:
         _note(features),
         engines,
         missing_extras(),
-        tuple(filter(None, map(_two_distributions, every))),
+        tuple(filter(None, map(_two_distributions, packages))),
     )
 
 
@@ -148,13 +149,12 @@ def _cure(engine: table.Engine, problem: str) -> str:
     return f"try: pip install --force-reinstall {' '.join(others) or repr(f'fer-edge[{engine.extra}]')}"
 
 
-def _two_distributions(engine: table.Engine) -> str:
-    for name in engine.imports:
-        versions = [f"{d.metadata['Name']} {d.version}" for d in distributions_of(name)]
-        if len(versions) > 1:
-            names = " ".join(version.split()[0] for version in versions)
-            return (
-                f"{' and '.join(versions)} both bring the package {name}, and the one that was installed last lies over the "
-                f"other: pip uninstall {names}, then install the one that this box needs"
-            )
-    return ""
+def _two_distributions(package: str) -> str:
+    versions = [f"{d.metadata['Name']} {d.version}" for d in distributions_of(package)]
+    if len(versions) < 2:
+        return ""
+    names = " ".join(version.split()[0] for version in versions)
+    return (
+        f"{' and '.join(versions)} both bring the package {package}, and the one that was installed last lies over the "
+        f"other: pip uninstall {names}, then install the one that this box needs"
+    )

@@ -16,6 +16,10 @@ from typing import Any
 
 from .errors import importable
 
+IMPORT_NAMES = {"opencv-python-headless": "cv2", "mlcommons-loadgen": "mlperf_loadgen"}
+"""Import names of distributions that extras ask for, where the two differ: the metadata of a package that is not installed
+cannot tell, and another one (opencv-python, a Jetson's own OpenCV without metadata) may stand in its place."""
+
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: eq,
     ast.NotEq: ne,
@@ -44,12 +48,18 @@ def missing(extra: str) -> tuple[str, ...]:
 
 
 def present(distribution: str) -> bool:
-    """Whether a distribution is installed, or another one brings its import name (as onnxruntime-gpu brings onnxruntime)."""
+    """Whether a distribution is installed, or another one brings its import name (as onnxruntime-gpu brings onnxruntime, and
+    opencv-python brings cv2)."""
     try:
         metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
-        return importable(distribution.replace("-", "_"))
+        return importable(import_name(distribution))
     return True
+
+
+def import_name(distribution: str) -> str:
+    """What is imported of a distribution that an extra asks for."""
+    return IMPORT_NAMES.get(distribution) or distribution.replace("-", "_")
 
 
 def distributions_of(import_name: str) -> tuple[metadata.Distribution, ...]:

@@ -153,6 +153,24 @@ def load_picture(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return picture
 
 
+def rgb_array(image: ImageLike, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[np.uint8], int]:
+    """(the whole picture, upright and opaque, as uint8 (H, W, 3) RGB; how many times smaller than its file it was decoded).
+    An array of that kind is given back as it is. Raises ImageError as :func:`to_input` does."""
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3:
+        return _checked_array(image), 1
+    photo = _photo(image, Budget(max_pixels), whole=True)
+    shrunk = photo.shrunk
+    with _decoding(photo.name):
+        picture = _upright(photo, (0, 0, *photo.size), "rgb")
+        del photo  # a picture that was turned or converted is not held twice
+        pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+        rows = max(1, _STRIP // picture.width)
+        for top in range(0, picture.height, rows):  # Pillow gives an array by way of two copies
+            bottom = min(top + rows, picture.height)
+            pixels[top:bottom] = np.asarray(picture.crop((0, top, picture.width, bottom)))
+    return pixels, shrunk
+
+
 def crop(picture: Image.Image, box: Box, margin: float = 0.0, shape: Shape = "square", scale: float = 1.0) -> Image.Image:
     """What :func:`to_input` cuts from a picture, before it is stretched to the input's size; upright, opaque, mode L or
     RGB."""

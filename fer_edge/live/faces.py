@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,21 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_edge.arguments import checked
-from fer_edge.console import need_extra
 from fer_edge.decode import MAX_PIXELS
-from fer_edge.errors import UsageError
-from fer_edge.image import Box, ImageLike, load_picture
+from fer_edge.errors import EngineError, UsageError
+from fer_edge.image import Box, ImageLike, rgb_array
+
+from .detectors import Detector, detector_name, open_detector
+from .yunet import opencv
 
 Point = tuple[float, float]
 LONGEST = 640
 """Pixels of the longer side of what the detector looks at; larger pictures are looked at smaller."""
+LEAST_BOX = 2.0
+"""Pixels of a box's sides: what is smaller is no face, and rounded to whole pixels it may be nothing."""
 
 
 @dataclass(frozen=True)
 class Face:
-    """A face in pixels of the upright picture: ``box`` (x, y, width, height), ``score`` of the detector in [0, 1],
-    ``landmarks`` five points (x, y): right eye, left eye, nose, right and left corner of the mouth, right and left of the
-    person seen (YuNet's order)."""
+    """A face in pixels of the upright picture, to a hundredth: ``box`` (x, y, width, height), which may leave the picture;
+    ``score`` of the detector in [0, 1]; ``landmarks`` five points (x, y): right eye, left eye, nose, right and left corner
+    of the mouth, right and left of the person seen (YuNet's order)."""
 
     box: Box
     score: float
@@ -38,58 +42,106 @@ class Face:
         """Pixels between the eyes."""
         return math.dist(*self.landmarks[:2])
 
+    def times(self, factor: int) -> Face:
+        """The same face in a picture so many times larger."""
+        if factor == 1:
+            return self
+        x, y, w, h = (value * factor for value in self.box)
+        marks = tuple((x * factor, y * factor) for x, y in self.landmarks)
+        return Face((x, y, w, h), self.score, marks)  # type: ignore[arg-type]  # five of them
+
     def to_dict(self) -> dict[str, Any]:
         """{"box", "score", "landmarks"}, ready for JSON."""
         return {"box": list(self.box), "score": self.score, "landmarks": [list(point) for point in self.landmarks]}
 
 
 class FaceFinder:
-    """Finds faces with YuNet (OpenCV). ``detector``: its file. Not to be shared between threads."""
+    """Finds the faces of pictures, by OpenCV's YuNet unless told otherwise. May be shared between threads, which then wait
+    for each other.
 
+    ``detector``: None: YuNet, with the weights that ``fer-edge faces fetch`` has put into the user's cache; a file of such
+    weights; the name of another package's detector (entry point ``fer_edge.detectors``); or an open one
+    (:class:`fer_edge.live.detectors.Detector`), which is then closed with the finder. ``longest``: pixels of the longer side
+    of what the detector looks at. ``least_score``: what the detector is less sure of is no face. ``name``: the detector's.
+
+    OpenCV has one pool of threads for the whole process, which is the application's: ``cv2.setNumThreads`` sets it, and
+    nothing here does. Its number changes how long finding takes, and no face.
+
+    Raises UsageError when there is no such detector, EngineError for a file that is none, MissingExtraError."""
+
+    @checked()
     def __init__(
-        self, detector: str | os.PathLike[str] | None = None, *, longest: int = LONGEST, least_score: float = 0.6
+        self,
+        detector: str | os.PathLike[str] | Detector | None = None,
+        *,
+        longest: int = LONGEST,
+        least_score: float = 0.6,
     ) -> None:
-        need_extra(extra="live")
-        import cv2
-
-        if detector is None:
-            raise UsageError("no detector is installed; run: fer-edge faces fetch")
-        self.name = Path(detector).name
+        if longest < 1:
+            raise UsageError(f"longest must be at least 1 pixel; got {longest}")
+        if not 0 <= least_score <= 1:
+            raise UsageError(f"least_score must be from 0 to 1; got {least_score}")
+        self._cv2 = opencv()
         self.longest = longest
-        self._net = cv2.FaceDetectorYN.create(str(Path(detector)), "", (320, 320), score_threshold=least_score)
+        self.name = detector_name(detector)
+        self._detector: Detector | None = open_detector(detector, least_score)
+        self._lock = threading.Lock()
 
     @checked("photo")
     def find(self, photo: ImageLike, *, max_pixels: int = MAX_PIXELS) -> list[Face]:
-        """The faces of a photo (as ``Classifier.predict`` takes one), the surest first. Raises ImageError."""
-        if not (isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3):
-            photo = np.asarray(load_picture(photo, max_pixels).convert("RGB"))
-        return self.find_rgb(photo)
+        """The faces of a photo (as :meth:`fer_edge.Classifier.predict` takes one; OpenCV's BGR is to be turned to RGB
+        first), the largest first, equal ones from the left. Raises ImageError, and UsageError after :meth:`close`."""
+        self._open()
+        pixels, shrunk = rgb_array(photo, max_pixels)
+        return [face.times(shrunk) for face in self.find_rgb(pixels)]
 
     def find_rgb(self, pixels: NDArray[np.uint8]) -> list[Face]:
-        """As :meth:`find`, of an array (H, W, 3) RGB, without a look at it: for frames."""
-        import cv2
-
+        """As :meth:`find`, of an array uint8 (H, W, 3) RGB that is not looked at first: for frames."""
         high, wide = pixels.shape[:2]
-        shrink = max(1.0, max(high, wide) / self.longest)
-        size = (max(1, round(wide / shrink)), max(1, round(high / shrink)))
-        small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if shrink > 1 else pixels
-        self._net.setInputSize(size)
-        _, rows = self._net.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
-        if rows is None:
-            return []
-        scale = np.array([wide / size[0], high / size[1]] * 7)
-        faces = []
-        for row in rows:
-            x, y, w, h, *points = (row[:14] * scale).tolist()
-            marks = tuple(zip(points[::2], points[1::2], strict=True))
-            faces.append(Face((x, y, w, h), float(row[14]), marks))  # type: ignore[arg-type]  # five of them
-        return sorted(faces, key=lambda face: -face.score)
+        shrink = max(high, wide) / self.longest
+        if shrink > 1:
+            size = (max(1, round(wide / shrink)), max(1, round(high / shrink)))
+            small = self._cv2.resize(np.ascontiguousarray(pixels), size, interpolation=self._cv2.INTER_AREA)
+        else:
+            size, small = (wide, high), np.ascontiguousarray(pixels)
+        with self._lock:
+            rows = np.asarray(self._open().detect(small), np.float64)
+        return faces_of(rows, size, (wide, high)) if len(rows) else []
+
+    def _open(self) -> Detector:
+        if self._detector is None:
+            raise UsageError("this finder is closed; make a new one")
+        return self._detector
 
     def close(self) -> None:
-        """Give the detector back."""
+        """Give the detector back. Closing twice is fine."""
+        with self._lock:
+            detector, self._detector = self._detector, None
+        if detector is not None:
+            detector.close()
 
     def __enter__(self) -> FaceFinder:
+        self._open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def faces_of(rows: NDArray[np.float64], seen: tuple[int, int], picture: tuple[int, int]) -> list[Face]:
+    """A detector's rows (N, 15) as faces, the largest first. ``seen``: (width, height) of what it saw, ``picture``: of the
+    picture that faces are told in. A box whose centre lies outside the picture, or smaller than LEAST_BOX there, is no face.
+    Raises EngineError for rows that are none."""
+    if rows.ndim != 2 or rows.shape[1] != 15 or not np.isfinite(rows).all():
+        raise EngineError(f"the face detector answered with {rows.shape} numbers, not (N, 15) that are finite")
+    wide, high = picture
+    found = rows.copy()
+    found[:, :14] *= (wide / seen[0], high / seen[1]) * 7
+    found[:, :14] = found[:, :14].round(2)
+    x, y = found[:, 0] + found[:, 2] / 2, found[:, 1] + found[:, 3] / 2
+    inside = (x >= 0) & (x < wide) & (y >= 0) & (y < high) & (found[:, 2:4] >= LEAST_BOX).all(1)
+    order = sorted(found[inside].tolist(), key=lambda row: (-row[2] * row[3], row[0], row[1]))
+    return [
+        Face((row[0], row[1], row[2], row[3]), row[14], tuple(zip(row[4:14:2], row[5:14:2], strict=True)))  # type: ignore[arg-type]
+        for row in order
+    ]
