@@ -35,6 +35,16 @@ def data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def yunet(data: Path) -> Path:
+    """YuNet's weights, which are not ours to ship: beside the folder of real faces, models/."""
+    file = data.parent / "models" / "face_detection_yunet_2023mar.onnx"
+    if not file.is_file():
+        pytest.skip(f"no face detector at {file}")
+    pytest.importorskip("cv2")
+    return file
+
+
+@pytest.fixture(scope="session")
 def portrait() -> Path:
     """The astronaut's portrait, 512 x 512; her face is at PORTRAIT_BOX."""
     return ROOT / "examples" / "astronaut.png"

@@ -92,3 +92,13 @@ def test_another_distribution_of_the_same_package_counts(tmp_path: Path, monkeyp
     assert extras.present("some-engine")
     assert extras.distributions_of("some_engine") == ()
     assert [d.metadata["Name"] for d in extras.distributions_of("numpy")] == ["numpy"]
+
+
+def test_what_an_extra_asks_for_is_imported_by_the_name_that_is_looked_for() -> None:
+    """By the metadata of those that are installed here: where the two names differ, IMPORT_NAMES has to say so."""
+    names = {name for extra in extras.extras() for name in extras.requirements(extra)}
+    installed = {name for name in names if list(metadata.distributions(name=name))}
+    assert installed, "the extra dev installs most of them"
+    for name in installed:
+        brought = {d.metadata["Name"].lower().replace("_", "-") for d in extras.distributions_of(extras.import_name(name))}
+        assert name in brought, f"{name} brings no package {extras.import_name(name)}"

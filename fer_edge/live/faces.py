@@ -61,7 +61,7 @@ class FaceFinder:
 
     ``detector``: None: YuNet, with the weights that ``fer-edge faces fetch`` has put into the user's cache; a file of such
     weights; the name of another package's detector (entry point ``fer_edge.detectors``); or an open one
-    (:class:`fer_edge.live.detectors.Detector`), which is then closed with the finder. ``longest``: pixels of the longer side
+    (``fer_edge.live.detectors.Detector``), which is then closed with the finder. ``longest``: pixels of the longer side
     of what the detector looks at. ``least_score``: what the detector is less sure of is no face. ``name``: the detector's.
 
     OpenCV has one pool of threads for the whole process, which is the application's: ``cv2.setNumThreads`` sets it, and

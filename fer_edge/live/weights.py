@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from fer_edge.console import need_extra
+from fer_edge.console import need_extra, shortened
 from fer_edge.errors import UsageError
 from fer_edge.files import check_target, clear_partials, locked, write_bytes
 
@@ -63,8 +63,12 @@ def place(weights: Weights) -> Path:
     need_extra("platformdirs", extra="live")
     from platformdirs import user_cache_path
 
-    folder = user_cache_path("fer-edge", appauthor=False)
-    if not folder.is_absolute():  # no HOME, and a user without an entry: "~" is left as it is
+    try:
+        folder = user_cache_path("fer-edge", appauthor=False)
+        homeless = not folder.is_absolute()  # no HOME, and a user whom the system does not know: "~" is left as it is
+    except RuntimeError:  # of newer releases, in that case
+        homeless = True
+    if homeless:
         raise UsageError("this user has no home, so there is no cache; name the detector's file: --detector FILE")
     return folder / "detectors" / weights.file
 
@@ -131,7 +135,7 @@ def fetch(
     try:
         content = _download(weights, address, timeout, on_part)
     except HTTPException as error:
-        problem = f"the answer breaks off ({str(error) or type(error).__name__})"
+        problem = f"the answer breaks off ({_words(error)})"
     except TimeoutError:
         problem = f"no answer for {timeout:g} s"
     except OSError as error:  # no network, no such host, refused, cut, an HTTP status, a certificate
@@ -140,7 +144,7 @@ def fetch(
         if code := getattr(error, "code", None):
             problem = f"the server says {code} {problem}"
     except ValueError as error:
-        problem = str(error)
+        problem = _words(error)
     if problem:
         raise UsageError(
             f"{address}: {problem}; try again, or bring the file from elsewhere: fer-edge faces fetch --from FILE"
@@ -208,7 +212,7 @@ def _is_local(address: str) -> bool:
 
 def _words(error: object) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())
+    return shortened(str(text), 300)
 
 
 def _read(file: Path, most: int) -> bytes:

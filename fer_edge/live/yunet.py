@@ -118,7 +118,7 @@ def _trial(content: bytes) -> str:
     return ""
 
 
-_levels = threading.Lock()
+_levels = threading.RLock()
 
 
 @contextmanager
