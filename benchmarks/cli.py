@@ -78,7 +78,9 @@ def evaluate(
     --robustness counts the same faces spoilt in seven ways. Eight of their strengths, marked in the table, are what
     figures of different models are compared by. It takes more than twenty times as long.
     """
-    need_extra("rich", *(["matplotlib"] if html_file else []), extra="bench")
+    need_extra("rich", extra="bench")
+    if html_file is not None:
+        need_extra("matplotlib", extra="bench")
     from fer_edge.classifier import load
     from fer_edge.labelled import read_faces
 

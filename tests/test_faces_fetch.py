@@ -58,6 +58,7 @@ def server() -> Iterator[Callable[[Answer], str]]:
 
         running.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
         running[-1].daemon_threads = True
+        running[-1].handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up: they are told to
         threading.Thread(target=running[-1].serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return f"http://127.0.0.1:{running[-1].server_port}/planted.onnx"
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from fer_edge.console import need_extra, shortened
 from fer_edge.errors import UsageError
-from fer_edge.files import check_target, clear_partials, locked, write_bytes
+from fer_edge.files import check_target, clear_partials, disk_errors, locked, write_bytes
 
 if TYPE_CHECKING:
     from urllib.request import OpenerDirector
@@ -105,8 +105,7 @@ def is_installed(weights: Weights) -> bool:
 
 def install(weights: Weights, file: Path) -> Path:
     """Put a copy of a file into the cache; returns its place. Raises UsageError unless it is the published one."""
-    target = place(weights)
-    check_target(target, make_folder=True)
+    target = _prepared(place(weights))
     try:
         content = _read(file, weights.size + 1)
     except OSError as error:
@@ -129,8 +128,7 @@ def fetch(
     of this machine; ``timeout``: seconds without an answer, WHOLE times that for all of it; ``on_part`` gets the fraction
     done. Nothing is written before all of it has come and its SHA-256 is right. Raises UsageError."""
     address = url or weights.url
-    target = place(weights)
-    check_target(target, make_folder=True)
+    target = _prepared(place(weights))
     problem = ""
     try:
         content = _download(weights, address, timeout, on_part)
@@ -220,8 +218,17 @@ def _read(file: Path, most: int) -> bytes:
         return stream.read(most)
 
 
-def _write(target: Path, content: bytes) -> Path:
+def _prepared(target: Path) -> Path:
+    """The same, if it can be written, in a folder without what killed writers left. Raises UsageError."""
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.parent):
         clear_partials(target.parent)
+        check_target(target)
+    return target
+
+
+def _write(target: Path, content: bytes) -> Path:
+    with locked(target.parent):
         write_bytes(target, content)
     return target
