@@ -81,6 +81,7 @@ class Metrics:
             registry=registry,
         )
         self._stages = Sum("fer_edge_stage_seconds", "Time of a frame by stage.", ["stage"], registry=registry)
+        self._of_stage: dict[str, Sum] = {}
         self._seen = time.monotonic()
         age = Gauge("fer_edge_last_frame_age_seconds", "Since the last frame came, or since the start.", registry=registry)
         age.set_function(lambda: time.monotonic() - self._seen)
@@ -122,7 +123,9 @@ class Metrics:
             self._last_track = max(fresh)
         self._latency.observe(step.age)
         for stage, milliseconds in step.stages.items():
-            self._stages.labels(stage).observe(milliseconds / 1000)
+            if stage not in self._of_stage:
+                self._of_stage[stage] = self._stages.labels(stage)
+            self._of_stage[stage].observe(milliseconds / 1000)
 
     def lost(self, gap: Gap) -> None:
         """Count the loss, once until the next frame."""

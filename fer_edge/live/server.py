@@ -126,6 +126,7 @@ def _listener(address: Address, answer: Callable[[Request], Answer], any_name: b
 
 class _Listener(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64
 
     def __init__(self, address: Address, answer: Callable[[Request], Answer], any_name: bool) -> None:
         self.address_family = address.family
@@ -238,7 +239,7 @@ class _Limited:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+    protocol_version, default_request_version = "HTTP/1.1", "HTTP/1.0"
     server_version, sys_version = "fer-edge", ""
     server: _Listener
 
