@@ -39,15 +39,6 @@ from fer_edge.live.sources import Frame, Gap
 from fer_edge.live.watch import watch
 
 
-@pytest.fixture(scope="module")
-def detector(data: Path) -> Path:
-    """YuNet's file."""
-    file = data.parent / "models" / "face_detection_yunet_2023mar.onnx"
-    if not file.is_file():
-        pytest.skip(f"no detector at {file}")
-    return file
-
-
 SETUP = Setup("clip", True, ("happiness", "sadness"), "two", "default", "ab12", "openvino", "CPU", "int8", "yunet")
 
 
@@ -92,12 +83,12 @@ class Camera:
         """Nothing is held."""
 
 
-def test_a_watch_is_counted(portrait: Path, detector: Path) -> None:
+def test_a_watch_is_counted(portrait: Path, yunet: Path) -> None:
     """Of a camera that delivers a face, is lost and comes back: every number is that of the events themselves."""
     face = np.asarray(Image.open(portrait).convert("RGB"))
     nobody = np.full_like(face, 90)
     seen: list[dict[str, float]] = []
-    with fer_edge.load(threads=1) as clf, FaceFinder(detector) as finder:
+    with fer_edge.load(threads=1) as clf, FaceFinder(yunet) as finder:
         output = metrics()
 
         def scrape() -> None:
@@ -139,10 +130,10 @@ def test_a_watch_is_counted(portrait: Path, detector: Path) -> None:
     assert 0 < last["fer_edge_latency_seconds_sum"] < 25
 
 
-def test_stages_add_up_to_the_latency(portrait: Path, detector: Path) -> None:
+def test_stages_add_up_to_the_latency(portrait: Path, yunet: Path) -> None:
     face = np.asarray(Image.open(portrait).convert("RGB"))
     seen: list[dict[str, float]] = []
-    with fer_edge.load(threads=1) as clf, FaceFinder(detector) as finder:
+    with fer_edge.load(threads=1) as clf, FaceFinder(yunet) as finder:
         output = metrics()
         for event in watch(Camera([face] * 10, {}), clf, finder, outputs=[output]):
             if event.event == "end":
@@ -264,14 +255,14 @@ def test_only_metrics_are_there() -> None:
     ],
 )
 def test_a_wrong_address_is_one_line(
-    named: str, part: str, portrait: Path, detector: Path, capsys: pytest.CaptureFixture[str]
+    named: str, part: str, portrait: Path, yunet: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before the first frame."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         if named == "taken":
             named = str(other.getsockname()[1])
         with pytest.raises(SystemExit) as end:
-            main(["watch", str(portrait), "--detector", str(detector), "--metrics", named])
+            main(["watch", str(portrait), "--detector", str(yunet), "--metrics", named])
     told = capsys.readouterr()
     assert end.value.code == 2
     assert told.out == ""
@@ -283,7 +274,7 @@ def test_no_address_is_opened_unasked() -> None:
     assert room.open_output({"metrics": None}, SETUP) is None
 
 
-def test_the_command_tells_where(portrait: Path, detector: Path, tmp_path: Path) -> None:
+def test_the_command_tells_where(portrait: Path, yunet: Path, tmp_path: Path) -> None:
     """A real ``watch`` of a clip, scraped while it runs, then ended by SIGTERM."""
     import av
 
@@ -296,7 +287,7 @@ def test_the_command_tells_where(portrait: Path, detector: Path, tmp_path: Path)
         for frame.pts in range(600):
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    command = [sys.executable, "-m", "fer_edge", "watch", str(clip), "--detector", str(detector), "--json", "--metrics", "0"]
+    command = [sys.executable, "-m", "fer_edge", "watch", str(clip), "--detector", str(yunet), "--json", "--metrics", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert process.stdout is not None

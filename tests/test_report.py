@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from html import escape, unescape
@@ -14,25 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chromium import QUIET, chromium
 from PIL import Image
 
 from fer_edge.benchmarks.report.page import report
 from fer_edge.benchmarks.report.plots import ACCENT, COLORS
 from fer_edge.benchmarks.report.tables import rows_of
 from fer_edge.benchmarks.results import Results
-
-QUIET = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-]
-
 
 HEIGHT = 9000
 """Pixels of the window: more than the page has on a phone."""
@@ -99,10 +86,7 @@ def test_what_strangers_wrote_is_escaped() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium on this machine to open the report in")
-    return found
+    return chromium()
 
 
 def opened(browser: str, page: str, folder: Path, width: int, *options: str) -> str:

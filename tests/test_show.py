@@ -384,7 +384,7 @@ def test_a_wrong_option_is_one_line(
     arguments: list[str],
     part: str,
     portrait: Path,
-    detector: Path,
+    yunet: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -394,7 +394,7 @@ def test_a_wrong_option_is_one_line(
     with socket.create_server(("127.0.0.1", 0)) as other:
         named = [str(other.getsockname()[1]) if word == "taken" else word for word in arguments]
         with pytest.raises(SystemExit) as end:
-            main(["watch", str(portrait), "--detector", str(detector), *named])
+            main(["watch", str(portrait), "--detector", str(yunet), *named])
     told = capsys.readouterr()
     assert (end.value.code, told.out, told.err.count("\n")) == (2, "", 1)
     assert part in told.err
@@ -420,8 +420,8 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("option", [None, "--show", "--metrics"])
-def test_nobody_listens_unasked(option: str | None, portrait: Path, detector: Path) -> None:
-    arguments = ["watch", str(portrait), "--detector", str(detector), *([option, "0"] if option else [])]
+def test_nobody_listens_unasked(option: str | None, portrait: Path, yunet: Path) -> None:
+    arguments = ["watch", str(portrait), "--detector", str(yunet), *([option, "0"] if option else [])]
     done = subprocess.run([sys.executable, "-c", LISTENS, *arguments], capture_output=True, text=True)
     assert ("a socket was opened" in done.stderr) is bool(option)
     assert done.returncode == (2 if option else 0), done.stderr
@@ -566,15 +566,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def detector(data: Path) -> Path:
-    """YuNet's file."""
-    file = data.parent / "models" / "face_detection_yunet_2023mar.onnx"
-    if not file.is_file():
-        pytest.skip(f"no detector at {file}")
-    return file
-
-
 @dataclass
 class Camera:
     """A live source that a test moves: 25 frames of ``picture`` a second while it is ``on``."""
@@ -602,12 +593,12 @@ class Camera:
 
 
 @contextmanager
-def watching(picture: np.ndarray, detector: Path) -> Iterator[tuple[Camera, Show]]:
+def watching(picture: np.ndarray, yunet: Path) -> Iterator[tuple[Camera, Show]]:
     """A real watch of a camera, on a page."""
     camera, output = Camera(picture), page()
 
     def work() -> None:
-        with fer_edge.load(threads=1) as clf, FaceFinder(detector) as finder:
+        with fer_edge.load(threads=1) as clf, FaceFinder(yunet) as finder:
             for _ in watch(camera, clf, finder, outputs=[output]):
                 pass
 
@@ -637,11 +628,11 @@ def extent(shot: np.ndarray, colour: str) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (360, 740)])
-def test_what_is_seen(browser: Browser, scene: np.ndarray, detector: Path, width: int, height: int) -> None:
+def test_what_is_seen(browser: Browser, scene: np.ndarray, yunet: Path, width: int, height: int) -> None:
     """The picture, the face's box where the face is, its label, the lists; nothing beside the screen."""
-    with FaceFinder(detector) as finder:
+    with FaceFinder(yunet) as finder:
         (face,) = finder.find(scene)
-    with watching(scene, detector) as (_, output):
+    with watching(scene, yunet) as (_, output):
         browser.open(output.url, width, height)
         browser.wait("shown && shown.faces.length && shown.faces[0].label")
         shot = browser.picture()
@@ -671,8 +662,8 @@ def test_what_is_seen(browser: Browser, scene: np.ndarray, detector: Path, width
         assert browser.log == [], "its own policy blocks nothing that it needs"
 
 
-def test_a_pause_is_of_the_picture_alone(browser: Browser, scene: np.ndarray, detector: Path) -> None:
-    with watching(scene, detector) as (camera, output):
+def test_a_pause_is_of_the_picture_alone(browser: Browser, scene: np.ndarray, yunet: Path) -> None:
+    with watching(scene, yunet) as (camera, output):
         browser.open(output.url)
         browser.wait("shown && shown.faces.length")
         browser.click("#pause")
@@ -693,8 +684,8 @@ def test_a_pause_is_of_the_picture_alone(browser: Browser, scene: np.ndarray, de
         assert browser.run("el('picture').getContext('2d').getImageData(300, 200, 1, 1).data[0]") > 190
 
 
-def test_a_lost_source_is_told_and_its_return(browser: Browser, scene: np.ndarray, detector: Path) -> None:
-    with watching(scene, detector) as (camera, output):
+def test_a_lost_source_is_told_and_its_return(browser: Browser, scene: np.ndarray, yunet: Path) -> None:
+    with watching(scene, yunet) as (camera, output):
         browser.open(output.url, dark=True)
         browser.wait("shown && shown.faces.length")
         assert browser.picture()[-1, 0].max() < 60, "dark, as the visitor has it"
@@ -707,6 +698,7 @@ def test_a_lost_source_is_told_and_its_return(browser: Browser, scene: np.ndarra
         browser.wait("el('state').innerText === 'Live'")
         assert browser.run("el('veil').hidden")
         assert browser.run("el('gaps').innerText") == "1"
+        browser.wait("about.faces.length")
         camera.over = True
         browser.wait("el('state').innerText === 'Ended'")
         assert re.search("watch has ended\\s+[0-9]+ frames, 2 faces", browser.run("el('veil').innerText"))
@@ -786,7 +778,7 @@ def long_clip(file: Path, portrait: Path) -> None:
         container.mux(stream.encode(None))
 
 
-def test_a_killed_watch_and_a_new_one(browser: Browser, portrait: Path, detector: Path, tmp_path: Path) -> None:
+def test_a_killed_watch_and_a_new_one(browser: Browser, portrait: Path, yunet: Path, tmp_path: Path) -> None:
     """The command itself: killed, it is told as lost; begun anew at its place, the page goes on by itself; ended by SIGTERM,
     it says so."""
     clip = tmp_path / "clip.mkv"
@@ -794,7 +786,7 @@ def test_a_killed_watch_and_a_new_one(browser: Browser, portrait: Path, detector
 
     @contextmanager
     def command(where: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-        line = [sys.executable, "-m", "fer_edge", "watch", str(clip), "--detector", str(detector), "--show", where]
+        line = [sys.executable, "-m", "fer_edge", "watch", str(clip), "--detector", str(yunet), "--show", where]
         with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stderr is not None
