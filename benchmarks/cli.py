@@ -131,6 +131,12 @@ def evaluate(
 @click.option("--threshold", type=Finite(0, 1), help="Threshold: this score; 0 for none.")
 @click.option("--temperature", type=Finite(0.001, 1000), help="This temperature, instead of the one that fits.")
 @click.option(
+    "--face-loss",
+    type=Finite(0, 1, max_open=True),
+    help="Also call uncertain what the encoder hardly answers to: most pictures without a face, and at most this share of "
+    "DATA's faces, as 0.02.",
+)
+@click.option(
     "--evaluation",
     type=click.Path(path_type=Path),
     help="Other labelled faces, as DATA is, to measure before and after on. A picture that is in both is refused.",
@@ -160,7 +166,7 @@ def calibrate(
     """Make the scores of BUNDLE mean what they say, by labelled faces that no training saw.
 
     DATA: as for evaluate. The temperature is the one under which the right labels are most likely. The threshold is the
-    score from which an answer counts as certain. Both are written into the label sets, and the bundle has a new digest.
+    score from which an answer counts as certain. They are written into the label sets, and the bundle has a new digest.
     """
     need_extra("rich", extra="bench")
     from fer_edge.bundle import change_label_sets, label_set
@@ -173,7 +179,7 @@ def calibrate(
     from .calibrate import calibrate as run
     from .report.screen import calibration_text
 
-    rule = Rule(**{name: options.pop(name) for name in ("error", "coverage", "threshold", "temperature")})
+    rule = Rule(**{name: options.pop(name) for name in ("error", "coverage", "threshold", "temperature", "face_loss")})
     if sum(value is not None for value in (rule.error, rule.coverage, rule.threshold)) > 1:
         raise UsageError("--error, --coverage and --threshold each give a threshold; name one of them")
     sources = _read(data, evaluation, truth, classes, recursive)

@@ -55,7 +55,8 @@ class Way:
 @dataclass(frozen=True)
 class SpoiltFigures:
     """What a classifier makes of faces that were spoilt in one way; fractions of 1. ``certain`` is the share of answers that
-    reach the label set's threshold, ``mean_confidence`` the mean probability of the answers."""
+    count as certain, ``certain_error`` how many of these are wrong (None of none), ``mean_confidence`` the mean probability
+    of the answers."""
 
     way: str
     strength: float
@@ -67,6 +68,7 @@ class SpoiltFigures:
     mean_confidence: float
     calibration_error: float
     certain: float
+    certain_error: float | None
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,11 @@ class SpoiltAnswers:
         for way, answers in zip(WAYS, self._answers, strict=True):
             said, sure, certain = (np.array(column) for column in zip(*answers, strict=True))
             war, uar = war_uar(said, truth)
-            gap = calibration_error(sure, said == truth)
+            right = said == truth
+            error = float(1 - right[certain].mean()) if certain.any() else None
+            numbers = (war, uar, float(sure.mean()), calibration_error(sure, right), float(certain.mean()))
             named = (way.name, way.strength, way.unit, way.standard, way.text)
-            rows.append(SpoiltFigures(*named, war, uar, float(sure.mean()), gap, float(certain.mean())))
+            rows.append(SpoiltFigures(*named, *numbers, error))
         return Robustness(tuple(rows), int(np.median(self._sides)))
 
 

@@ -51,6 +51,8 @@ MIN_CROPS, MAX_CROPS = 16, 1024
 """How many crops a golden set has: fewer prove little, and every one of them runs twice at each check."""
 MAX_PROMPTS = 1 << 17
 """Of one label set."""
+MAX_LENGTH = 1e30
+"""Of a feature: float32 reaches 1e38."""
 _READINGS = 5
 """How often a bundle that is replaced while it is read is read anew."""
 
@@ -191,8 +193,9 @@ def label_set(bundle: Bundle, name: str) -> LabelSet:
     ref = refs[name]
     file = bundle.folder / ref.path
     members = {"names", "constants", "logit_scale", "temperature", "prompts", "prompt_index"}
-    z = read_npz(file, members, {"threshold"}, checked_bytes(bundle, ref.path, ref.sha256))
-    z.setdefault("threshold", np.array(0.0))  # fer-edge 0.1 wrote none
+    bars = {"threshold": 1.0, "least_length": MAX_LENGTH}  # fer-edge 0.1 wrote no threshold
+    z = read_npz(file, members, bars, checked_bytes(bundle, ref.path, ref.sha256))
+    z = {**dict.fromkeys(bars, np.array(0.0)), **z}
     count, index, constants = len(ref.labels), z["prompt_index"], z["constants"]
     fits = (
         z["names"].shape == (count,)
@@ -206,9 +209,7 @@ def label_set(bundle: Bundle, name: str) -> LabelSet:
             z[k].shape == () and z[k].dtype.kind == "f" and 1e-6 <= z[k] <= 1e6
             for k in ("logit_scale", "temperature")
         )
-        and z["threshold"].shape == ()
-        and z["threshold"].dtype.kind == "f"
-        and 0 <= z["threshold"] <= 1
+        and all(z[k].shape == () and z[k].dtype.kind == "f" and 0 <= z[k] <= most for k, most in bars.items())
         and z["prompts"].ndim == 1
         and z["prompts"].dtype.kind == "U"
         and len(z["prompts"]) <= MAX_PROMPTS
@@ -221,8 +222,8 @@ def label_set(bundle: Bundle, name: str) -> LabelSet:
     prompts: list[list[str]] = [[] for _ in range(count)]
     for prompt, k in zip(z["prompts"].tolist(), index.tolist(), strict=True):
         prompts[k].append(prompt)
-    scale, temperature, threshold = (float(z[k]) for k in ("logit_scale", "temperature", "threshold"))
-    return LabelSet(name, ref.labels, constants, scale, temperature, tuple(map(tuple, prompts)), threshold)
+    scale, temperature, threshold, length = (float(z[k]) for k in ("logit_scale", "temperature", *bars))
+    return LabelSet(name, ref.labels, constants, scale, temperature, tuple(map(tuple, prompts)), threshold, length)
 
 
 def golden_set(bundle: Bundle) -> Golden:
@@ -361,6 +362,8 @@ def write_label_set(folder: Path, labels: LabelSet) -> LabelSetRef:
         )
     if not 0 <= labels.threshold <= 1:
         raise LabelError(f"label set {labels.name!r} has the threshold {labels.threshold:g}; a score is 0 to 1")
+    if not 0 <= labels.least_length <= MAX_LENGTH:
+        raise LabelError(f"label set {labels.name!r} has the least length {labels.least_length:g}; no feature has that")
     path = f"labels/{labels.name}.npz"
     (folder / "labels").mkdir(exist_ok=True)
     write_npz(
@@ -370,6 +373,8 @@ def write_label_set(folder: Path, labels: LabelSet) -> LabelSetRef:
         logit_scale=np.array(labels.logit_scale, dtype=np.float64),
         temperature=np.array(labels.temperature, dtype=np.float64),
         threshold=np.array(labels.threshold, dtype=np.float64),
+        # Only where it says something: fer-edge 0.2 refuses members that it does not know.
+        **({"least_length": np.array(labels.least_length, dtype=np.float64)} if labels.least_length else {}),
         prompts=np.array([p for p, _ in flat], dtype=np.str_),
         prompt_index=np.array([k for _, k in flat], dtype=np.int64),
     )

@@ -103,6 +103,11 @@ def threshold_at_error(confidence: NDArray[np.floating[Any]], right: NDArray[np.
     return _between(ordered, int(places[-1]))
 
 
+def length_at_loss(lengths: NDArray[np.floating[Any]], loss: float) -> float:
+    """The highest length of a feature that all but at most ``loss`` of the faces reach, of their features' lengths (N,)."""
+    return threshold_at_coverage(lengths, 1 - loss)
+
+
 def _between(ordered: NDArray[np.floating[Any]], place: int) -> float:
     """Half way from the probability at ``place`` to the next lower one, or 0: engines differ in the last digits."""
     lower = ordered[ordered < ordered[place]]

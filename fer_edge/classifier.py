@@ -29,7 +29,8 @@ DEFAULT_BUNDLE = Path(__file__).parent / "default"
 @dataclass(frozen=True)
 class Prediction:
     """``label``: the most probable one; ``scores``: label -> probability, in the label set's order, summing to 1;
-    ``certain``: whether the label's probability reaches the label set's threshold (always, where it has none)."""
+    ``certain``: whether the label's probability reaches the label set's threshold, and the feature is that of a face
+    (always, where the label set has no bars for them: see ``fer-edge calibrate``)."""
 
     label: str
     scores: dict[str, float]
@@ -240,7 +241,7 @@ class Classifier:
         return Prediction(
             self._set.labels[scores.index(best)],
             dict(zip(self._set.labels, scores, strict=True)),
-            best >= self._set.threshold,
+            self._set.is_certain(best, feature),
         )
 
 

@@ -238,6 +238,7 @@ def labels_list(bundle: Path | None, as_json: bool) -> None:
                     "labels": list(s.labels),
                     "temperature": s.temperature,
                     "threshold": s.threshold,
+                    "least_length": s.least_length,
                     "prompts": dict(zip(s.labels, s.prompts, strict=True)),
                 }
                 for s in sets

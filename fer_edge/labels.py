@@ -86,7 +86,8 @@ class LabelSet:
 
     ``constants`` (K, D) float32, c_k = mean_j normalise(R T(prompt_kj)), not normalised again; ``logit_scale`` is s;
     ``prompts`` are the sentences of each label; ``threshold``: the score from which the first label counts as certain,
-    0: none was set.
+    0: none was set; ``least_length``: the length of a feature, before normalisation, from which any label can be certain
+    (an encoder says little where it sees no face), 0: none was set.
     """
 
     name: str
@@ -96,6 +97,7 @@ class LabelSet:
     temperature: float
     prompts: tuple[tuple[str, ...], ...]
     threshold: float = 0.0
+    least_length: float = 0.0
 
     @cached_property
     def _weights(self) -> NDArray[np.float64]:
@@ -113,6 +115,13 @@ class LabelSet:
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """softmax(logits / temperature) of unnormalised features (..., D): (..., K) float32, rows sum to 1."""
         return softmax(self.logits(features) / np.float32(self.temperature))
+
+    def is_certain(self, score: float, feature: NDArray[np.float32]) -> bool:
+        """Whether an answer with this score, to this feature (D,) before normalisation, counts as certain."""
+        if score < self.threshold or not self.least_length:
+            return score >= self.threshold
+        wide = feature.astype(np.float64)
+        return math.sqrt(wide.dot(wide)) >= self.least_length
 
     def score_one(self, feature: NDArray[np.float32]) -> list[float]:
         """:meth:`scores` of one feature (D,), as plain floats: for a handful of labels, a call per face of numpy's softmax

@@ -818,6 +818,7 @@ def test_wrong_label_sets(bundle: Path) -> None:
     bad = [
         *(edited(arrays, **{k: None}) for k in arrays if k != "threshold"),
         *(edited(arrays, threshold=np.array(v)) for v in (-0.1, 1.1, np.nan, np.inf, 1, [0.5], "x")),
+        *(edited(arrays, least_length=np.array(v)) for v in (-0.1, np.nan, np.inf, 1, [0.5], "x")),
         edited(arrays, more=index),
         edited(arrays, names=names[::-1]),
         edited(arrays, names=names[:-1]),
@@ -847,6 +848,9 @@ def test_wrong_label_sets(bundle: Path) -> None:
     assert label_set(open_bundle(bundle), "rafdb7").threshold == 0
     plant(bundle, "labels/rafdb7.npz", edited(arrays, threshold=np.array(0.6)))
     assert label_set(open_bundle(bundle), "rafdb7").threshold == 0.6
+    assert label_set(open_bundle(bundle), "rafdb7").least_length == 0
+    plant(bundle, "labels/rafdb7.npz", edited(arrays, least_length=np.array(0.6)))
+    assert label_set(open_bundle(bundle), "rafdb7").least_length == 0.6
 
 
 def test_wrong_text_projections(bundle: Path) -> None:
@@ -1331,6 +1335,8 @@ def test_add_label_set(bundle: Path) -> None:
         {"labels": ("calm", " ")},
         {"threshold": 1.5},
         {"threshold": float("nan")},
+        {"least_length": -1.0},
+        {"least_length": float("inf")},
         {"labels": (), "prompts": (), "constants": np.zeros((0, 1), np.float32)},
         {"labels": ("calm", "two\nlines")},
         {"labels": ("calm", "nul\0")},

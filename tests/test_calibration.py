@@ -247,6 +247,38 @@ def test_pictures_without_a_face(bundle: Path, parts: tuple[Path, Path], run: Ru
     refused(run(bundle, parts[0], *MEMBERS, "--threshold", 0.5, "--background", tmp_path / "nothing"), "does not exist")
 
 
+def test_what_is_hardly_a_face(bundle: Path, parts: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
+    """Flat pictures answer with short features. The least length costs the share of the faces that may be lost, and a
+    threshold at an error counts among the others alone."""
+    fit, test = parts
+    flat = np.stack([np.full((48, 48), level, np.uint8) for level in range(30, 230, 10)])
+    np.savez(tmp_path / "flat.npz", images=flat)
+    shown = ("--background", tmp_path / "flat.npz", "--evaluation", test, "--json")
+    lost = json.loads(run(bundle, fit, *MEMBERS, *shown, "--dry-run")[1])["label_sets"][0]
+    assert (lost["least_length"], lost["background_uncertain"]) == (0, 0)
+    found = json.loads(run(bundle, fit, *MEMBERS, *shown, "--face-loss", 0.02)[1])["label_sets"][0]
+    labels = label_set(open_bundle(bundle), "ferplus8")
+    assert found["background_uncertain"] == 1
+    assert found["after"]["certain"] == pytest.approx(0.98)
+    with fer_edge.load(bundle) as clf:
+        lengths = {file: np.linalg.norm(clf.features(read_faces(file, "t", "c").images), axis=1) for file in parts}
+        assert not any(p.certain for p in clf.predict_batch(flat))
+    assert (lengths[fit] < labels.least_length).sum() == 8
+    assert found["evaluation_after"]["certain"] == pytest.approx((lengths[test] >= labels.least_length).mean())
+    refused(run(bundle, fit, *MEMBERS), "least length", "--face-loss")
+    refused(run(bundle, fit, *MEMBERS, "--face-loss", 0.2, "--coverage", 0.9), "face loss of 20.0%", "coverage of 90.0%")
+    covered = json.loads(run(bundle, fit, *MEMBERS, "--face-loss", 0.2, "--coverage", 0.7, "--json")[1])["label_sets"][0]
+    assert covered["after"]["certain"] == pytest.approx(0.7)
+    rare = json.loads(run(bundle, fit, *MEMBERS, "--face-loss", 0.2, "--error", 0.06, "--json")[1])["label_sets"][0]
+    assert rare["after"]["certain_error"] <= 0.06
+    assert (
+        json.loads(run(bundle, fit, *MEMBERS, "--face-loss", 0, "--threshold", 0, "--json")[1])["label_sets"][0][
+            "least_length"
+        ]
+        == 0
+    )
+
+
 def test_faces_that_are_in_both_are_refused(bundle: Path, parts: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
     """Also as files of another format, in folders."""
     fit, _ = parts

@@ -57,6 +57,25 @@ def test_certain_is_the_label_sets_threshold(bundle: Path, portrait: Path) -> No
             assert clf.predict_batch([portrait])[0].certain is (name != "above")
 
 
+def test_certain_is_the_features_length_too(bundle: Path, portrait: Path) -> None:
+    """By every way to a prediction; of a clip it is the length of the mean feature."""
+    opened = open_bundle(bundle)
+    plain = label_set(opened, "ferplus8")
+    with fer_edge.load(bundle, threads=1) as clf:
+        (feature,) = clf.features([portrait])
+        score = clf.predict(portrait).score
+    length = float(np.linalg.norm(feature.astype(np.float64)))
+    for name, least in (("below", length * (1 - 1e-9)), ("above", length * (1 + 1e-9))):
+        opened = add_label_set(opened, replace(plain, name=name, least_length=least))
+        with fer_edge.load(bundle, labels=name, threads=1) as clf:
+            answers = [clf.predict(portrait), *clf.predict_batch([portrait]), *clf.predict_features(feature[None])]
+            answers += [clf.predict_clip([portrait] * 3)]
+            assert [p.certain for p in answers] == [name == "below"] * 4
+    opened = add_label_set(opened, replace(plain, name="both", least_length=length / 2, threshold=score + 1e-9))
+    with fer_edge.load(bundle, labels="both", threads=1) as clf:
+        assert not clf.predict(portrait).certain
+
+
 def test_the_square_is_the_manifests(bundle: Path, portrait: Path) -> None:
     """Its side is crop.scale times the box's longer side."""
     manifest = open_bundle(bundle).manifest

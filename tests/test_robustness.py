@@ -234,7 +234,9 @@ def test_figures_against_an_independent_count(faces: Path, result: Evaluation) -
             sure = np.array([a.score for a in answers])
             assert row.mean_confidence == pytest.approx(sure.mean(), abs=1e-12)
             assert row.calibration_error == pytest.approx(calibration_error(sure, right), abs=1e-12)
-            assert row.certain == 1, "the default's label set has no threshold"
+            certain = np.array([a.certain for a in answers])
+            assert row.certain == pytest.approx(certain.mean())
+            assert row.certain_error == (pytest.approx(1 - right[certain].mean()) if certain.any() else None)
     standard = [row for row in found.rows if row.standard]
     assert found.war_mean == pytest.approx(sum(row.war for row in standard) / 8)
     assert found.uar_mean == pytest.approx(sum(row.uar for row in standard) / 8)
@@ -283,9 +285,9 @@ def test_json_and_text_and_page(
     lines = out.splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("spoilt"))
     rows = lines[head + 1 : head + 1 + len(WAYS)]
-    assert [row.rsplit(maxsplit=5)[0] for row in rows] == [w.text + (" *" if w.standard else "") for w in WAYS]
+    assert [row.rsplit(maxsplit=6)[0] for row in rows] == [w.text + (" *" if w.standard else "") for w in WAYS]
     assert len({len(row) for row in rows}) == 1, "the columns stand under their heads"
-    assert 0 < float(rows[1].split()[-1].rstrip("%")) < 100, "a share of the answers reaches the threshold"
+    assert 0 < float(rows[1].split()[-2].rstrip("%")) < 100, "a share of the answers reaches the threshold"
     assert f"WAR {result.robustness.war_mean:.1%}" in lines[-1]
 
 

@@ -81,7 +81,8 @@ def calibration_text(found: Sequence[SetCalibration], ran: str) -> str:
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
             f"{entry.label_set} ({ran}): temperature {entry.temperature_before:.3f} -> {entry.temperature:.3f}{span}, "
-            f"threshold {entry.threshold_before:.3f} -> {entry.threshold:.3f}",
+            f"threshold {entry.threshold_before:.3f} -> {entry.threshold:.3f}, "
+            f"least length {entry.least_length_before:.3g} -> {entry.least_length:.3g}",
             *("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells),
         ]
         if entry.cross_validated is None:

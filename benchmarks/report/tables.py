@@ -113,7 +113,7 @@ def without_threads(named: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(named.get(name) for name in ("bundle", "runtime", "precision", "device", "execution_precision"))
 
 
-SPOILT_HEAD = ("spoilt", "WAR", "UAR", "confidence", "calibration error", "certain")
+SPOILT_HEAD = ("spoilt", "WAR", "UAR", "confidence", "calibration error", "certain", "of these wrong")
 
 
 def spoilt_rows(found: Robustness) -> list[list[str]]:
@@ -122,6 +122,7 @@ def spoilt_rows(found: Robustness) -> list[list[str]]:
         [
             row.text + (" *" if row.standard else ""),
             *(f"{value:.1%}" for value in (row.war, row.uar, row.mean_confidence, row.calibration_error, row.certain)),
+            "-" if row.certain_error is None else f"{row.certain_error:.1%}",
         ]
         for row in found.rows
     ]
