@@ -23,8 +23,8 @@ from test_video import MATRICES, film
 
 import fer_edge
 from fer_edge.live.frames import Frame, Pixels, Source
-from fer_edge.live.recordings import Piped
-from fer_edge.live.sources import open_source, raw_format
+from fer_edge.live.pipes import Piped, raw_format
+from fer_edge.live.sources import open_source
 
 av = pytest.importorskip("av")
 pytest.importorskip("cv2")
@@ -335,8 +335,8 @@ def test_what_holds_no_video_is_refused(tmp_path: Path, moving: Path) -> None:
         refused(spec, r"no kind of address", fer_edge.UsageError)
     refused("", "no name", fer_edge.UsageError)
     refused(moving, "raw frames come through standard input", fer_edge.UsageError, raw="1x1:rgb24@1")
-    refused(moving / "000.png", "fps is for a folder", fer_edge.UsageError, fps=5)
-    refused("-", "behind the @", fer_edge.UsageError, fps=5)
+    refused(moving / "000.png", "fps makes no sense here: it is for a camera, and for a folder", fer_edge.UsageError, fps=5)
+    refused("-", "fps makes no sense here", fer_edge.UsageError, fps=5)
     for fps in (0, -1, float("nan"), 1e9):
         refused(moving, "fps must be", fer_edge.UsageError, fps=fps)
     for text in (

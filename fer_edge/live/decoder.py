@@ -173,7 +173,7 @@ class Decoder:
                 metadata_errors="replace",
             )
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise _refusal(name, error, self._stall) from None  # the error's own text has the address
+            raise _refusal(name, error, wait[0] if wait else 0.0) from None  # the error's own text has the address
         try:
             self._stream = self._checked()
         except BaseException:
@@ -217,7 +217,7 @@ class Decoder:
             try:
                 packet = next(packets, None)
             except (av.error.FFmpegError, OSError, ValueError) as error:
-                raise _refusal(self.name, error, self._stall) from None
+                raise _refusal(self.name, error, self._stall or 0.0) from None
             if packet is None:
                 return
             arrived = time.monotonic()
@@ -241,8 +241,8 @@ class Decoder:
                 picture = DecodedPicture(frame, self._turns.of(frame, self._codec), self._converter)
                 yield Decoded(picture, moment, arrived, (time.perf_counter() - began) * 1e3)
                 began = time.perf_counter()
-            if self._stall is not None and arrived - last > self._stall:
-                raise SourceError(f"{self.name}: nothing that could be decoded for {self._stall:g} s")
+            if self._stall is not None and packet.size and arrived - last > self._stall:
+                raise SourceError(f"{self.name}: no picture for {self._stall:g} s")
 
     def close(self) -> None:
         """Close it; by the thread that reads."""
@@ -261,12 +261,12 @@ def _is_cover(stream: Any) -> bool:
     return bool(int(getattr(disposition, "value", disposition)) & 0x400)
 
 
-def _refusal(name: str, error: BaseException, stall: float | None) -> SourceError:
+def _refusal(name: str, error: BaseException, waited: float) -> SourceError:
     """What to tell of an error of libav; its text would name the address, its ``strerror`` does not."""
     import av
 
     if isinstance(error, av.error.ExitError):
-        return SourceError(f"{name}: nothing came for {stall:g} s" if stall is not None else f"{name}: interrupted")
+        return SourceError(f"{name}: no picture for {waited:g} s")
     text = getattr(error, "strerror", None) or type(error).__name__
     if isinstance(error, av.error.ProtocolNotFoundError):
         return RefusedError(f"{name}: the FFmpeg in PyAV here does not know this kind of address")

@@ -1,15 +1,10 @@
-"""Sources that wait for nobody: files, animations, folders of frames, and what comes through standard input. Every frame, in
-order, none dropped."""
+"""Sources that wait for us: files, animations, folders of frames. Every frame, in order, none dropped."""
 
 from __future__ import annotations
 
-import os
-import select
-import stat
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +18,7 @@ from fer_edge.image import IMAGE_SUFFIXES, load_picture, turn_of
 from fer_edge.video import frame_files, upright
 
 from .decoder import Decoder
-from .frames import Frame, Gap, Pixels, Size
+from .frames import Frame, Gap, Pixels
 
 FOLDER_FPS = 25.0
 """Pictures of a folder a second, unless it is said."""
@@ -110,10 +105,11 @@ class VideoFile(Recording):
         # With its protocol named, a file called concat:x is a file.
         self._decoder = Decoder(f"file:{path}", self.name, max_pixels=max_pixels)
         self.seconds = self._decoder.seconds
-        self._begin(_frames_of(self._decoder, self._over))
+        self._begin(frames_of(self._decoder, self._over))
 
 
-def _frames_of(decoder: Decoder, over: threading.Event) -> Iterator[Frame]:
+def frames_of(decoder: Decoder, over: threading.Event) -> Iterator[Frame]:
+    """Every frame of a decoder, at its own time. Raises SourceError; after the last one, where some could not be decoded."""
     clock = MediumTime(decoder.rate)
     with decoder:
         for number, decoded in enumerate(decoder.pictures()):
@@ -184,111 +180,3 @@ def is_picture(path: Path) -> bool:
     webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
     brand = start[4:8] == b"ftyp" and start[8:12] in _PICTURE_BRANDS
     return start.startswith(_PICTURE_STARTS) or webp or brand or path.suffix.lower() in IMAGE_SUFFIXES
-
-
-RAW_BYTES = {"rgb24": 3.0, "bgr24": 3.0, "gray8": 1.0, "yuv420p": 1.5, "nv12": 1.5, "yuyv422": 2.0}
-"""Formats of raw frames -> bytes per pixel, where the sides are even."""
-
-
-@dataclass(frozen=True)
-class RawFormat:
-    """Frames without a container: ``size`` (width, height), ``pixels`` a name of RAW_BYTES, ``fps`` a second."""
-
-    size: Size
-    pixels: str
-    fps: float
-
-    @property
-    def bytes(self) -> int:
-        """Of one frame."""
-        return int(self.size[0] * self.size[1] * RAW_BYTES[self.pixels])
-
-
-class Piped(Recording):
-    """Every frame that comes through a file descriptor: a container as libav knows it (MPEG-TS, Matroska, YUV4MPEG, MJPEG),
-    or raw frames. The writer is held back while nobody takes them. Raises SourceError, also when the last raw frame is cut
-    short."""
-
-    def __init__(self, descriptor: int, name: str, *, raw: RawFormat | None = None, max_pixels: int = MAX_PIXELS) -> None:
-        super().__init__(name)
-        if os.isatty(descriptor):
-            raise SourceError(f"{name} is a terminal; pipe a video into it, or name a file")
-        self._frames = self._read(descriptor, raw, max_pixels)
-
-    def _read(self, descriptor: int, raw: RawFormat | None, max_pixels: int) -> Iterator[Frame]:
-        pipe = _pipe(descriptor, self.name, self._over)
-        options, container, buffer = {"protocol_whitelist": "data"}, None, 1 << 16
-        if raw is not None:
-            container, buffer = "rawvideo", raw.bytes
-            wide, high = raw.size
-            options |= {"video_size": f"{wide}x{high}", "pixel_format": raw.pixels, "framerate": f"{raw.fps:g}"}
-        elif not isinstance(pipe, _File) and pipe.starts_with(
-            b"\xff\xd8\xff"
-        ):  # libav does not dare to guess it before the end
-            container = "mjpeg"
-        try:
-            decoder = Decoder(pipe, self.name, format=container, options=options, buffer=buffer, max_pixels=max_pixels)
-            self.seconds = decoder.seconds
-            yield from _frames_of(decoder, self._over)
-        except SourceError:
-            if self._over.is_set():
-                return
-            self._check(pipe.count, raw)
-            raise
-        if not self._over.is_set():
-            self._check(pipe.count, raw)
-
-    def _check(self, count: int, raw: RawFormat | None) -> None:
-        if count == 0:
-            raise SourceError(f"{self.name} gave nothing")
-        if raw is not None and count % raw.bytes:
-            whole, rest = divmod(count, raw.bytes)
-            raise SourceError(
-                f"{self.name} ended in the middle of a frame: after {whole} frames there are {rest} bytes of {raw.bytes} "
-                f"({raw.size[0]} x {raw.size[1]} {raw.pixels})"
-            )
-
-
-class _Pipe:
-    """A file descriptor as libav reads it: a read that waits ends when the source is closed."""
-
-    def __init__(self, descriptor: int, name: str, over: threading.Event) -> None:
-        self.name, self.count = name, 0
-        self._descriptor, self._over, self._head = descriptor, over, b""
-
-    def read(self, count: int) -> bytes:
-        """At most so many bytes; none at the end."""
-        if self._head:
-            head, self._head = self._head[:count], self._head[count:]
-            return head
-        while not self._over.is_set():
-            if select.select([self._descriptor], [], [], 0.2)[0]:
-                data = os.read(self._descriptor, count)
-                self.count += len(data)
-                return data
-        return b""
-
-    def starts_with(self, start: bytes) -> bool:
-        """Whether the first bytes are these; they will be read yet."""
-        head = b""
-        while len(head) < len(start) and (piece := self.read(len(start) - len(head))):
-            head += piece
-        self._head = head
-        return head == start
-
-
-class _File(_Pipe):
-    """A file that is standard input: containers may have their table at the end."""
-
-    def seek(self, offset: int, whence: int) -> int:
-        """As of files."""
-        return os.lseek(self._descriptor, offset, whence)
-
-    def tell(self) -> int:
-        """As of files."""
-        return os.lseek(self._descriptor, 0, os.SEEK_CUR)
-
-
-def _pipe(descriptor: int, name: str, over: threading.Event) -> _Pipe:
-    regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-    return (_File if regular else _Pipe)(descriptor, name, over)

@@ -1,9 +1,12 @@
-"""Where frames come from: a file, an animation, a folder, standard input."""
+"""Where frames come from: what a text names."""
 
 from __future__ import annotations
 
 import os
 import re
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fer_edge.arguments import checked
@@ -11,41 +14,91 @@ from fer_edge.console import need_extra
 from fer_edge.decode import MAX_PIXELS
 from fer_edge.errors import SourceError, UsageError
 
+from .decoder import Decoder, Turns
 from .frames import Frame, Gap, Source
-from .recordings import FOLDER_FPS, RAW_BYTES, FrameFolder, PictureFile, Piped, RawFormat, VideoFile, is_picture
+from .pipes import Piped, PipeDecoder, RawFormat, raw_format, refuse_terminal
+from .recordings import FOLDER_FPS, FrameFolder, PictureFile, VideoFile, is_picture
+from .streams import SCHEMES, LiveSource, Patience, open_camera, open_stream
 
-__all__ = ["Frame", "Gap", "Source", "open_source", "raw_format"]
+__all__ = ["Frame", "Gap", "Source", "open_source"]
+
+_INPUT = "standard input"
+_USES = {
+    "raw": "raw frames come through standard input: name - as the source",
+    "live": "it is for standard input: files are never live, cameras and streams always",
+    "size": "it is asked of a camera",
+    "fps": "it is for a camera, and for a folder of frames",
+    "wait": "only a camera, a stream or live standard input is waited for",
+    "stall": "only a camera, a stream or live standard input can be lost",
+    "give_up": "only a camera or a stream comes back",
+}
+"""Option -> what to say where it would do nothing."""
 
 
 @checked()
 def open_source(
-    spec: str | os.PathLike[str], *, raw: str | None = None, fps: float | None = None, max_pixels: int = MAX_PIXELS
+    spec: str | os.PathLike[str] | int,
+    *,
+    raw: str | None = None,
+    live: bool = False,
+    size: tuple[int, int] | None = None,
+    fps: float | None = None,
+    wait: float | None = None,
+    stall: float | None = None,
+    give_up: float | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Source:
     """The source that a text names.
 
-    A file: every frame of a video, an animated picture, a photo. A folder: its pictures by name, ``fps`` a second (default
-    25). ``-``: what comes through standard input: a container (MPEG-TS, Matroska, YUV4MPEG, MJPEG), or with ``raw``
-    ("640x480:rgb24@30") frames without one, of rgb24, bgr24, gray8, yuv420p, nv12 or yuyv422.
+    - A number or ``/dev/video*``: a camera, with ``size`` (width, height) and ``fps`` if they are given.
+    - ``rtsp://``, ``http://``, ``udp://`` and others (:data:`SCHEMES`): a stream. A file of known length behind ``http`` is
+      read as a file.
+    - ``-``: what comes through standard input: a container (MPEG-TS, Matroska, YUV4MPEG, MJPEG), or with ``raw``
+      ("640x480:rgb24@30") frames without one, of rgb24, bgr24, gray8, yuv420p, nv12 or yuyv422. The writer is held back
+      while nobody takes them; with ``live`` the newest frame wins, as of a camera.
+    - A file: every frame of a video, an animated picture, a photo.
+    - A folder: its pictures by name, ``fps`` a second (default 25).
+
+    ``wait``: seconds that a live source has for its first frame (default 20); ``stall``: seconds without a frame after
+    which it counts as lost (5); ``give_up``: seconds after which a lost one is an error (None: it is tried for ever).
 
     ``max_pixels`` bounds the memory, as of ``sample_frames``. Raises UsageError for what makes no sense, SourceError or
-    ImageError for what is not there, holds no video or is too large."""
-    need_extra(extra="live")
-    text = os.fspath(spec)
+    ImageError for what is not there, holds no video or is too large. Streams and cameras are opened when the iteration
+    begins, and raise SourceError there."""
+    need_extra("av", extra="live")
+    text = str(spec) if isinstance(spec, int) else os.fspath(spec)
+    given = {"raw": raw, "live": live or None, "size": size, "fps": fps, "wait": wait, "stall": stall, "give_up": give_up}
     if fps is not None and not 0 < fps <= 1000:
         raise UsageError(f"fps must be a number above 0, and at most 1000; got {fps:g}")
-    if raw is not None and text != "-":
-        raise UsageError("raw frames come through standard input: name - as the source")
-    if text == "-":
-        _refuse(fps=(fps, "the rate of raw frames stands in raw, behind the @"))
-        return Piped(0, "standard input", raw=None if raw is None else raw_format(raw), max_pixels=max_pixels)
+    if size is not None and not (len(size) == 2 and all(isinstance(n, int) and 0 < n < 1 << 16 for n in size)):
+        raise UsageError(f"size must be (width, height) in pixels; got {size}")
+    told = {"wait": wait, "stall": stall, "give_up": give_up}
+    patience = replace(Patience(), **{name: value for name, value in told.items() if value is not None})
     if not text:
-        raise UsageError("the source has no name; name a file, a folder, or - for standard input")
+        raise UsageError("the source has no name; name a camera, an address, a file, a folder, or - for standard input")
+    if text == "-":
+        _only(given, "raw", "live", *(("wait", "stall") if live else ()))
+        refuse_terminal(0, _INPUT)
+        frames = None if raw is None else raw_format(raw)
+        return _live_input(frames, patience, max_pixels) if live else Piped(0, _INPUT, raw=frames, max_pixels=max_pixels)
+    if re.fullmatch(r"\d{1,3}|/dev/video\w+", text):
+        _only(given, "size", "fps", "wait", "stall", "give_up")
+        device = f"/dev/video{text}" if text.isdigit() else text
+        return open_camera(device, patience, size=size, fps=fps, max_pixels=max_pixels)
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text):
+        _only(given, "wait", "stall", "give_up")
+        if match[1].lower() not in SCHEMES:
+            raise UsageError(f"{match[1]}:// is no kind of address that fer-edge knows; it knows {', '.join(SCHEMES)}")
+        return open_stream(text, patience, max_pixels)
     path = Path(text)
     if path.is_dir():
+        _only(given, "fps")
         return FrameFolder(path, fps=fps or FOLDER_FPS, max_pixels=max_pixels)
-    _refuse(fps=(fps, "a video has its own times; fps is for a folder of frames"))
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise UsageError(f"{text.partition('://')[0]}:// is no kind of address that fer-edge knows")
+    _only(given)
+    return _file(path, max_pixels)
+
+
+def _file(path: Path, max_pixels: int) -> Source:
     try:
         if not path.exists():
             raise SourceError(f"{path} does not exist")
@@ -56,20 +109,15 @@ def open_source(
         raise SourceError(f"{path}: {error.strerror or error}") from error
 
 
-def raw_format(text: str) -> RawFormat:
-    """A text as 640x480:rgb24@30. Raises UsageError."""
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5}):(\w+)@(\d{1,4}(?:\.\d+)?)", text)
-    wide, high, pixels, fps = match.groups() if match else ("0", "0", "", "0")
-    if pixels not in RAW_BYTES or not (int(wide) and int(high) and float(fps)):
-        raise UsageError(
-            f"raw frames are told as WIDTHxHEIGHT:FORMAT@FPS with a format of {', '.join(RAW_BYTES)}; got {text!r}"
-        )
-    if RAW_BYTES[pixels] not in (1.0, 3.0) and (int(wide) % 2 or int(high) % 2):
-        raise UsageError(f"raw frames of {pixels} have even sides; got {wide} x {high}")
-    return RawFormat((int(wide), int(high)), pixels, float(fps))
+def _live_input(raw: RawFormat | None, patience: Patience, max_pixels: int) -> LiveSource:
+    def connect(wait: tuple[float, float], turns: Turns, over: threading.Event) -> Decoder:
+        return PipeDecoder(0, _INPUT, over, raw, wait=wait, max_pixels=max_pixels, turns=turns)
+
+    return LiveSource(_INPUT, connect, patience, ends="always")
 
 
-def _refuse(**given: tuple[object, str]) -> None:
-    for name, (value, why) in given.items():
-        if value is not None:
-            raise UsageError(f"{name} makes no sense here: {why}")
+def _only(given: Mapping[str, object], *names: str) -> None:
+    """Refuse what was given and is none of these names: it would do nothing."""
+    for name, value in given.items():
+        if value is not None and name not in names:
+            raise UsageError(f"{name} makes no sense here: {_USES[name]}")
