@@ -38,7 +38,6 @@ from fer_edge.live.server import address_of
 from fer_edge.live.sources import Frame, Gap
 from fer_edge.live.watch import watch
 
-
 SETUP = Setup("clip", True, ("happiness", "sadness"), "two", "default", "ab12", "openvino", "CPU", "int8", "yunet")
 
 

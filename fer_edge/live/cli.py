@@ -31,7 +31,7 @@ from .events import Event, Summary
 from .faces import FaceFinder
 from .outputs import Output, Setup, open_outputs, output_needs, output_options
 from .pipeline import LEAST_EYES, WINDOW, Step
-from .sources import Gap, open_source
+from .sources import SOURCE_OPTIONS, Gap, open_source, source_options
 from .watch import watch as run
 
 REPORT_PERIOD = 600.0
@@ -62,6 +62,7 @@ REPORT_PERIOD = 600.0
 )
 @click.option("--frames", type=click.IntRange(min=1), help="End after so many frames.")
 @click.option("--seconds", type=Finite(min=0), help="End after so many seconds: of a file's time, of a camera's clock.")
+@source_options
 @output_options
 @labels_option
 @engine_options
@@ -74,9 +75,10 @@ def watch(source: str, bundle: Path | None, detector: Path | None, as_json: bool
     engine_names = ("labels", "runtime", "device", "precision", "threads", "execution_precision")
     engine = {name: options.pop(name) for name in engine_names}
     limits = {name: options.pop(name) for name in ("window", "least_eyes", "frames", "seconds")}
-    with load(bundle, **engine) as clf, FaceFinder(detector) as finder, ExitStack() as stack:
-        opened = open_source(source)
+    with ExitStack() as stack:
+        opened = open_source(source, **{name: options.pop(name) for name in SOURCE_OPTIONS})
         stack.callback(opened.close)
+        clf, finder = stack.enter_context(load(bundle, **engine)), stack.enter_context(FaceFinder(detector))
         manifest = clf.bundle.manifest
         ran = (manifest.name, digest_of(manifest), clf.runtime, clf.device, clf.precision, finder.name)
         outputs: list[Output] = open_outputs(options, Setup(opened.name, opened.live, clf.labels, clf.label_set, *ran))

@@ -5,22 +5,67 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
+
+import click
 
 from fer_edge.arguments import checked
-from fer_edge.console import need_extra
+from fer_edge.console import Finite, need_extra
 from fer_edge.decode import MAX_PIXELS
 from fer_edge.errors import SourceError, UsageError
 
 from .decoder import Decoder, Turns
 from .frames import Frame, Gap, Source
-from .pipes import Piped, PipeDecoder, RawFormat, raw_format, refuse_terminal
+from .pipes import RAW_BYTES, Piped, PipeDecoder, RawFormat, raw_format, refuse_terminal
 from .recordings import FOLDER_FPS, FrameFolder, PictureFile, VideoFile, is_picture
 from .streams import SCHEMES, LiveSource, Patience, open_camera, open_stream
 
-__all__ = ["Frame", "Gap", "Source", "open_source"]
+__all__ = ["SOURCE_OPTIONS", "Frame", "Gap", "Source", "open_source", "source_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SOURCE_OPTIONS = ("raw", "live", "size", "fps", "wait", "stall", "give_up")
+"""What :func:`source_options` gives, and :func:`open_source` takes."""
+
+
+def source_options(command: F) -> F:
+    """The options of a command that opens a source."""
+    seconds = Finite(min=0, min_open=True)
+    options = (
+        click.option("--raw", metavar="WxH:FORMAT@FPS", help=f"Of raw frames on standard input: {', '.join(RAW_BYTES)}."),
+        click.option("--live", is_flag=True, help="Take standard input as a camera: the newest frame wins."),
+        click.option("--size", type=_Pixels(), help="Picture to ask a camera for. Default: as it stands."),
+        click.option(
+            "--fps", type=seconds, help=f"Frames a second, to ask a camera for; of a folder. Default: {FOLDER_FPS:g} there."
+        ),
+        click.option("--wait", type=seconds, help=f"Seconds for a stream's first frame. Default: {Patience.wait:g}."),
+        click.option(
+            "--stall",
+            type=seconds,
+            help=f"Seconds without a frame until a stream is lost. Default: {Patience.stall:g}.",
+        ),
+        click.option("--give-up", type=seconds, help="Seconds to try to reach a lost stream. Default: no end."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+class _Pixels(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """As 640x480."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        if not (match := re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)):
+            self.fail(f"{value!r} is not WIDTHxHEIGHT in pixels", param, ctx)
+        return int(match[1]), int(match[2])
+
 
 _INPUT = "standard input"
 _USES = {
