@@ -27,6 +27,7 @@ HEAVY = (
     "onnx",
     "nncf",
     "av",
+    "paho",
 )
 
 

@@ -17,7 +17,7 @@ from .sources import Gap
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OUTPUTS: tuple[str, ...] = ("metrics", "show")
+OUTPUTS: tuple[str, ...] = ("metrics", "mqtt", "show")
 """Modules of ``fer_edge.live`` that offer an output to the command line, by three names:
 
 - ``output_options``: a decorator that adds click's options, as ``console.engine_options`` is one; the first one turns the
