@@ -130,3 +130,21 @@ def run() -> Results:
 
     plan = Plan((DEFAULT_BUNDLE,), threads=(1,), scenarios=SCENARIOS, load=replace(QUICK, fps=200.0), rounds=2)
     return bench(plan)
+
+
+@pytest.fixture(scope="session")
+def detector(data: Path) -> Path:
+    """The face detector's file, beside the real faces."""
+    file = data.parent / "models" / "face_detection_yunet_2023mar.onnx"
+    if not file.is_file():
+        pytest.skip(f"no face detector at {file}")
+    return file
+
+
+@pytest.fixture(scope="session")
+def videos(data: Path) -> Path:
+    """The folder of short clips with faces."""
+    folder = data / "scenes" / "videos"
+    if not folder.is_dir():
+        pytest.skip(f"no clips at {folder}")
+    return folder

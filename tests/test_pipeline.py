@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from watching import Kept, Pixels, Planted, Reel, face, kinds
+from watching import Kept, Pixels, Planted, Reel, always, face, kinds
 
 import fer_edge
 from fer_edge import Classifier
@@ -75,7 +75,7 @@ def test_time_is_short_then_each_face_has_its_turn(clf: Classifier, picture: Pix
     faces = [face(10 + 50 * i, 10, 40) for i in range(3)]
     kept = Kept()
     reel = Reel([picture] * 31, live=True, late=5.0)
-    list(fer_edge.watch(reel, clf, Planted(dict.fromkeys(range(31), faces)), outputs=[kept]))
+    list(fer_edge.watch(reel, clf, Planted(always(31, *faces)), outputs=[kept]))
     assert [step.classified for step in kept.steps] == [0, 0, *[1] * 29]
     assert all(state.prediction is not None for step in kept.steps[4:] for state in step.tracks)
 

@@ -68,6 +68,11 @@ def face(x: float, y: float, side: float, eyes: float | None = None) -> Face:
     return Face((x, y, side, side), 0.9, (*marks, (middle - gap, y + side * 0.8), (middle + gap, y + side * 0.8)))
 
 
+def always(count: int, *faces: Face) -> dict[int, tuple[Face, ...]]:
+    """The same faces in each of so many frames."""
+    return dict.fromkeys(range(count), faces)
+
+
 class Kept:
     """An output that keeps all it is given."""
 

@@ -30,7 +30,7 @@ from fer_edge.process import orderly
 from .events import Event, Summary
 from .faces import FaceFinder
 from .outputs import Output, Setup, open_outputs, output_needs, output_options
-from .pipeline import LEAST_EYES, WINDOW, Step
+from .pipeline import LEAST_EYES, LONGEST, WINDOW, Step
 from .sources import SOURCE_OPTIONS, Gap, open_source, source_options
 from .watch import watch as run
 
@@ -60,6 +60,13 @@ REPORT_PERIOD = 600.0
     show_default=True,
     help="Pixels between the eyes of a face; a smaller one is followed, not judged.",
 )
+@click.option(
+    "--longest",
+    type=click.IntRange(min=1),
+    default=LONGEST,
+    show_default=True,
+    help="Pixels of the longer side of what the detector looks at; more find smaller faces, and take longer.",
+)
 @click.option("--frames", type=click.IntRange(min=1), help="End after so many frames.")
 @click.option("--seconds", type=Finite(min=0), help="End after so many seconds: of a file's time, of a camera's clock.")
 @source_options
@@ -67,10 +74,10 @@ REPORT_PERIOD = 600.0
 @labels_option
 @engine_options
 @common
-def watch(source: str, bundle: Path | None, detector: Path | None, as_json: bool, **options: Any) -> None:
+def watch(source: str, bundle: Path | None, detector: Path | None, longest: int, as_json: bool, **options: Any) -> None:
     """Say who appears in SOURCE, with which expression, when that changes, and when the face has gone.
 
-    Every frame of a file is looked at; of a camera or a stream the newest one. Ctrl-C or SIGTERM ends it with the last
+    SOURCE is a video, an animation, a folder of pictures, or - for standard input. Ctrl-C or SIGTERM ends it with the last
     events and the summary."""
     engine_names = ("labels", "runtime", "device", "precision", "threads", "execution_precision")
     engine = {name: options.pop(name) for name in engine_names}
@@ -78,7 +85,12 @@ def watch(source: str, bundle: Path | None, detector: Path | None, as_json: bool
     with ExitStack() as stack:
         opened = open_source(source, **{name: options.pop(name) for name in SOURCE_OPTIONS})
         stack.callback(opened.close)
-        clf, finder = stack.enter_context(load(bundle, **engine)), stack.enter_context(FaceFinder(detector))
+        clf = stack.enter_context(load(bundle, **engine))
+        finder = stack.enter_context(FaceFinder(detector, longest=longest))
+        if engine["threads"]:
+            import cv2
+
+            cv2.setNumThreads(engine["threads"])  # the process is ours
         manifest = clf.bundle.manifest
         ran = (manifest.name, digest_of(manifest), clf.runtime, clf.device, clf.precision, finder.name)
         outputs: list[Output] = open_outputs(options, Setup(opened.name, opened.live, clf.labels, clf.label_set, *ran))

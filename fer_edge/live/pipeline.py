@@ -23,6 +23,8 @@ from .tracks import Sighting, Tracker
 
 LEAST_EYES = 12.0
 """Pixels between the eyes below which a face is found and followed, but not judged."""
+LONGEST = 320
+"""Pixels of the longer side of what the detector looks at in a video, unless told otherwise."""
 WINDOW = 1.0
 """Seconds of the medium whose faces are judged together."""
 

@@ -18,7 +18,7 @@ from .clock import Spread
 from .events import Event, Summary
 from .faces import FaceFinder
 from .outputs import Fan, Output
-from .pipeline import LEAST_EYES, WINDOW, Pipeline, Step
+from .pipeline import LEAST_EYES, LONGEST, WINDOW, Pipeline, Step
 from .sources import Frame, Gap, Source, open_source
 
 
@@ -37,9 +37,10 @@ def watch(
     """Events of a source as they happen; the last one is the summary.
 
     ``source``: what ``open_source`` takes, a path, a camera's number, or an opened source; ``finder``: None opens one with
-    the detector that is installed. ``window``: seconds of the medium over which the features of a face are averaged;
-    ``least_eyes``: pixels between the eyes below which a face is found and followed, but not judged. ``frames``,
-    ``seconds``: end after so many frames that were looked at, or seconds of the medium (of a live source: of the clock).
+    the detector that is installed, which looks at pictures of 320 pixels. ``window``: seconds of the medium over which the
+    features of a face are averaged; ``least_eyes``: pixels between the eyes below which a face is found and followed, but
+    not judged. ``frames``, ``seconds``: end after so many frames that were looked at, or seconds of the medium (of a live
+    source: of the clock).
 
     Of a file or folder every frame is looked at, and every face classified. Of a live source the newest frame is, and as
     many of its faces as there is time for: see :meth:`Pipeline.step`.
@@ -74,7 +75,7 @@ def _watch(
     with ExitStack() as stack:
         fan = Fan(outputs)
         stack.callback(fan.close)
-        finder = stack.enter_context(FaceFinder()) if finder is None else finder
+        finder = stack.enter_context(FaceFinder(longest=LONGEST)) if finder is None else finder
         opened = open_source(str(source)) if isinstance(source, (str, os.PathLike, int)) else source
         stack.callback(opened.close)
         if seconds is not None and opened.live:  # one that delivers nothing gives no occasion to look at the clock
