@@ -120,7 +120,8 @@ def _asked(plan: Plan) -> dict[str, Any]:
         "mlperf": load.official,
         "latency_bound_ms": load.latency_bound_ms,
     }
-    return {**said, "fps": load.fps, "faces": load.faces, "photo": plan.photo}
+    camera = {"fps": load.fps, "faces": load.faces, "clip": load.clip, "detector": load.detector}
+    return {**said, **camera, "photo": plan.photo}
 
 
 def wanted_of(opened: Mapping[str, Bundle], plan: Plan) -> tuple[list[Configuration], list[dict[str, str]]]:
@@ -206,7 +207,7 @@ def _rows(configuration: Configuration, parts: Sequence[Part], macs: int | None,
                 throughput_per_s=median(t.throughput_per_s for t in traffic),
                 start=start,
                 memory=memory,
-                stages_ms=full.stages_ms,
+                stages_ms=_stages(traffic[-1], full),
                 artefact_mb=full.artefact_mb,
                 engine_mb=full.engine_mb,
                 cpu_share=median(t.cpu_share for t in traffic),
@@ -221,6 +222,12 @@ def _rows(configuration: Configuration, parts: Sequence[Part], macs: int | None,
             )
         )
     return rows
+
+
+def _stages(traffic: Traffic, full: Part) -> Mapping[str, float]:
+    """Medians: of a camera those of its frames, of other scenarios those of a photo."""
+    own = traffic.details.get("stages_ms")
+    return full.stages_ms if own is None else {stage: spread["p50"] for stage, spread in own.items()}
 
 
 def _pooled(traffic: Sequence[Traffic]) -> Latency:

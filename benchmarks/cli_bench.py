@@ -68,6 +68,16 @@ _OPTIONS = (
     click.option("--fps", type=Finite(min=0.1), default=30.0, show_default=True, help="Frames a second of camera."),
     click.option("--faces", type=click.IntRange(1, 8), default=1, show_default=True, help="Faces in a frame of camera."),
     click.option(
+        "--clip",
+        type=click.Path(exists=True, dir_okay=False),
+        help="A video for camera, over and over. Default: one of our own, 640 x 480, with --faces faces.",
+    ),
+    click.option(
+        "--detector",
+        type=click.Path(),
+        help="Of camera, as of 'watch'. Default: the installed one; without one the faces of our own clip are known.",
+    ),
+    click.option(
         "--photo",
         type=click.Path(exists=True, dir_okay=False),
         help="What decoding and resizing are timed with. Default: a JPEG of 256 x 256.",
@@ -175,10 +185,13 @@ def _together(other: Path | None, seconds: float | None, data: Path | None, csv:
     if options["mlperf"] and "camera" in options["scenarios"]:
         raise UsageError("the camera is no scenario of MLPerf's: measure it in a run without --mlperf")
     context = click.get_current_context()
-    for name, scenario in (("fps", "camera"), ("faces", "camera"), ("latency_bound", "server")):
+    options_of = dict.fromkeys(("fps", "faces", "clip", "detector"), "camera") | {"latency_bound": "server"}
+    for name, scenario in options_of.items():
         given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if given and scenario not in options["scenarios"]:
             raise UsageError(f"--{name.replace('_', '-')} is for --scenario {scenario}, which is not asked for")
+    if options["clip"] and context.get_parameter_source("faces") is click.core.ParameterSource.COMMANDLINE:
+        raise UsageError("--clip shows the faces that it shows: --faces is for our own clip")
 
 
 def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan:
@@ -206,7 +219,9 @@ def _plan(bundle: Path | None, all_bundles: Path | None, **options: Any) -> Plan
         )
     if options["photo"] is not None:
         load_picture(options["photo"])
-    paced = {name: options.pop(name) for name in ("fps", "faces")}
+    if "camera" in scenarios:
+        need_extra(extra="live")
+    paced = {name: options.pop(name) for name in ("fps", "faces", "clip", "detector")}
     load = Load(seconds, 5 * seconds, latency_bound_ms=options.pop("latency_bound"), **paced)
     plan = Plan(
         bundles,

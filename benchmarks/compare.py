@@ -119,8 +119,9 @@ def lost(a: Results, b: Results, partial: bool = False) -> list[str]:
 
 def _traffic(row: Row) -> str:
     """A row's scenario, and what a camera was asked for."""
-    fps, faces = (row.details.get(name) for name in ("fps", "faces"))
-    return row.scenario if fps is None else f"{row.scenario} of {fps:g} frames a second and {faces} faces"
+    fps, faces, clip = (row.details.get(name) for name in ("fps", "faces", "clip"))
+    shown = f"{faces} faces" if faces is not None else f"{clip}"
+    return row.scenario if fps is None else f"{row.scenario} of {fps:g} frames a second and {shown}"
 
 
 def unchecked(a: Results, b: Results) -> list[str]:
@@ -170,7 +171,7 @@ def _keyed(results: Results, several: bool) -> dict[tuple[Any, ...], Row]:
     rows: dict[tuple[Any, ...], Row] = {}
     for row in results.rows:
         if row.scenario != "server":
-            load = tuple(row.details.get(name) for name in ("fps", "faces"))
+            load = tuple(row.details.get(name) for name in ("fps", "faces", "clip", "detector"))
             rows.setdefault((*_which(row.configuration, several), row.scenario, load), row)
     return rows
 

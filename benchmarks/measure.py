@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from PIL import Image
 
 from fer_edge import runtime as rt
 from fer_edge.bundle import Bundle, Golden, golden_set, label_set, open_bundle
-from fer_edge.classifier import choose_artefact, open_session
+from fer_edge.classifier import Classifier, choose_artefact, open_session
 from fer_edge.golden import measure
 from fer_edge.image import to_input
 from fer_edge.labels import LabelSet
@@ -26,11 +26,12 @@ from fer_edge.manifest import Artefact, digest_of
 from fer_edge.verify import judge
 
 from . import loadgen
+from .camera import camera
 from .machine import handover_us, reference_ms
 from .memory import engine_files, forget, megabytes, memory_mb
 from .results import Configuration, Scenario
 from .sensors import EnergyMeter, energy_sources
-from .traffic import Answer, Load, Traffic, camera, plain
+from .traffic import Answer, Load, Traffic, plain
 
 WARM_UP = 5
 """Inferences before anything warm is timed."""
@@ -86,6 +87,10 @@ class _Open:
         """Inference on crop i, modulo their number; raises EngineError."""
         return lambda i: rt.run(self.session, crops[i % len(crops)][None])
 
+    def classifier(self, wanted: Configuration) -> Classifier:
+        """The same session, as an application has it. It is not this classifier's to close."""
+        return Classifier(self.bundle, wanted.runtime, wanted.precision, wanted.threads, self.session, self.labels)
+
 
 def open_configuration(wanted: Configuration) -> _Open:
     """Open what a configuration names. Raises FerEdgeError."""
@@ -124,7 +129,7 @@ def run_job(job: Job, on_progress: Callable[[str], None] = lambda text: None) ->
         energy: dict[str, float | None] = {}
         for scenario in job.scenarios:
             on_progress(scenario)
-            traffic[scenario], energy[scenario] = _traffic(scenario, answer, opened, golden, load)
+            traffic[scenario], energy[scenario] = _traffic(scenario, answer, opened, wanted, golden, load)
             if scenario == "single-stream" and load.latency_bound_ms is None:
                 load = replace(load, latency_bound_ms=2 * traffic[scenario].latency.p90)
         if job.full:
@@ -172,12 +177,14 @@ def _typical(answer: Answer) -> float:
     return sorted(times)[1]
 
 
-def _traffic(scenario: Scenario, answer: Answer, opened: _Open, golden: Golden, load: Load) -> tuple[Traffic, float | None]:
+def _traffic(
+    scenario: Scenario, answer: Answer, opened: _Open, wanted: Configuration, golden: Golden, load: Load
+) -> tuple[Traffic, float | None]:
     """A scenario's traffic and the millijoules of an inference."""
     sources = energy_sources()
     with EnergyMeter(sources) if sources else nullcontext() as meter:
         if scenario == "camera":
-            found = camera(_whole(opened, golden), load)
+            found = camera(opened.classifier(wanted), load)
         elif loadgen.installed():
             found = loadgen.traffic(scenario, answer, len(golden.crops), load)
         else:
@@ -185,28 +192,7 @@ def _traffic(scenario: Scenario, answer: Answer, opened: _Open, golden: Golden, 
     # A rail that fell silent would make the sum too small; a search for the server's rate is many runs.
     known = meter is not None and meter.joules and not meter.missing and scenario != "server"
     joules = sum(meter.joules.values()) if meter is not None and known else None
-    return found, None if joules is None else joules / found.inferences * 1e3
-
-
-def _whole(opened: _Open, golden: Golden) -> Answer:
-    """What an application does with a face in a frame: crop and resize, engine, scores."""
-    frame = _tiled([_photo(golden, i) for i in range(4)])
-    spec = opened.bundle.manifest.input
-
-    def answer(i: int) -> object:
-        box = (i * 37 % PHOTO_SIDE, i * 61 % PHOTO_SIDE, PHOTO_SIDE, PHOTO_SIDE)
-        feature, _ = rt.run(opened.session, to_input(frame, spec.size, spec.color, box)[None])
-        return opened.labels.score_one(feature)
-
-    return answer
-
-
-def _tiled(tiles: Sequence[Image.Image]) -> Image.Image:
-    """A frame of two by two faces."""
-    frame = Image.new(tiles[0].mode, (2 * PHOTO_SIDE, 2 * PHOTO_SIDE))
-    for i, tile in enumerate(tiles):
-        frame.paste(tile, (i % 2 * PHOTO_SIDE, i // 2 * PHOTO_SIDE))
-    return frame
+    return found, None if joules is None or not found.inferences else joules / found.inferences * 1e3
 
 
 def _photo(golden: Golden, i: int) -> Image.Image:

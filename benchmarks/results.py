@@ -95,7 +95,7 @@ class Memory:
 @dataclass(frozen=True)
 class Row:
     """One scenario of one configuration. ``samples``: ms, a list per process; for ``camera`` from the arrival of a frame to
-    its last answer. ``reference_ms``, ``handover_us``: how fast the machine was (``machine.py``), by process. ``parity``:
+    its events. ``reference_ms``, ``handover_us``: how fast the machine was (``machine.py``), by process. ``parity``:
     the golden set's numbers, ``status`` ("ok" ...) and ``problem`` (see ``fer-edge verify``). ``cpu_share``: processor time
     over wall time, 1 = one core busy. ``details``: what only this scenario has. None: nothing to measure it with."""
 

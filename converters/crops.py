@@ -21,7 +21,7 @@ from fer_edge.image import to_input
 
 def shipped_face() -> Image.Image:
     """The shipped face with some surroundings, 224 x 224 RGB; the face itself is the middle half."""
-    with as_file(files("fer_edge.converters") / "astronaut_face.png") as path, Image.open(path) as picture:
+    with as_file(files("fer_edge") / "astronaut_face.png") as path, Image.open(path) as picture:
         return picture.convert("RGB")
 
 

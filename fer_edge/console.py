@@ -277,6 +277,12 @@ def status(period: float | None = None) -> Iterator[Callable[[str], None]]:
         click.echo("\r\033[K", nl=False, err=True)
 
 
+def wipe() -> None:
+    """Clear the line of :func:`status`, so that another one can stand there."""
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
+
+
 class Fraction(Protocol):
     """Takes the fraction done, and what is going on."""
 

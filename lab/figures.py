@@ -24,6 +24,7 @@ from fer_edge.bundle import artefact_files, golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.console import emit, say
 
+from .camera_figures import camera, camera_rival, detector_size, endurance
 from .commands import Figures
 from .default_figures import agreement, card, rival
 from .harness_figures import harness, noise
@@ -228,7 +229,8 @@ def tree_mb(folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink()) / 1e6
 
 
-for command in (rival, agreement, card, harness, noise, lighter, streams):
+OTHERS = (rival, agreement, card, harness, noise, lighter, streams)
+for command in (*OTHERS, camera, camera_rival, detector_size, endurance):
     figures.add_command(command)
 
 

@@ -133,15 +133,6 @@ def run() -> Results:
 
 
 @pytest.fixture(scope="session")
-def detector(data: Path) -> Path:
-    """The face detector's file, beside the real faces."""
-    file = data.parent / "models" / "face_detection_yunet_2023mar.onnx"
-    if not file.is_file():
-        pytest.skip(f"no face detector at {file}")
-    return file
-
-
-@pytest.fixture(scope="session")
 def videos(data: Path) -> Path:
     """The folder of short clips with faces."""
     folder = data / "scenes" / "videos"

@@ -122,7 +122,7 @@ def test_the_plots_are_in_the_picture(browser: str, page: str, tmp_path: Path, w
     colours = (*COLORS[:3], ACCENT, "#748ffc")
     for colour in colours:
         assert len(near(shot, colour)) > 10, f"{colour} is not in the picture"
-    assert len(re.findall("<figure", page)) == 7
+    assert len(re.findall("<figure", page)) == 8
     assert drawn.max() < HEIGHT - 10, "the page ends before the window does"
     margin = shot[:, -4:].min()
     assert margin > 240, "nothing runs out of a phone's screen"

@@ -46,13 +46,13 @@ def rows(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_events_are_those_of_a_plain_loop(clf: Classifier, detector: Path, videos: Path) -> None:
+def test_events_are_those_of_a_plain_loop(clf: Classifier, yunet: Path, videos: Path) -> None:
     """Find, crop, classify and average, frame by frame, with nothing of ours but the classifier: one face, so no tracker."""
     import av
     import cv2
 
     features, times = [], []
-    net = cv2.FaceDetectorYN.create(str(detector), "", (320, 240), score_threshold=0.6)
+    net = cv2.FaceDetectorYN.create(str(yunet), "", (320, 240), score_threshold=0.6)
     with av.open(str(videos / "again.mkv")) as container:
         for frame in container.decode(video=0):
             pixels = frame.to_ndarray(format="rgb24")
@@ -65,7 +65,7 @@ def test_events_are_those_of_a_plain_loop(clf: Classifier, detector: Path, video
             times.append(frame.time)
     times = [time - times[0] for time in times]
     kept = Kept()
-    with FaceFinder(detector, longest=LONGEST) as finder:
+    with FaceFinder(yunet, longest=LONGEST) as finder:
         events = list(fer_edge.watch(str(videos / "again.mkv"), clf, finder, window=0.5, outputs=[kept]))
     main = max(
         {event.track for event in events if isinstance(event, Event)},
@@ -192,8 +192,8 @@ def test_boxes_that_make_no_sense_end_nothing(clf: Classifier, picture: Pixels) 
     assert (len(judged), summary.tracks, summary.classified) == (1, 3, 3)
 
 
-def test_a_picture_of_one_pixel(clf: Classifier, detector: Path) -> None:
-    with FaceFinder(detector) as finder:
+def test_a_picture_of_one_pixel(clf: Classifier, yunet: Path) -> None:
+    with FaceFinder(yunet) as finder:
         (summary,) = fer_edge.watch(Reel([np.zeros((1, 1, 3), np.uint8)] * 3), clf, finder)
     assert (summary.frames, summary.tracks) == (3, 0)
 
@@ -234,8 +234,8 @@ def test_arguments_without_sense(arguments: dict[str, Any], says: str, clf: Clas
 # The command.
 
 
-def test_json_is_one_event_a_line(videos: Path, detector: Path) -> None:
-    done = command(videos / "again.mkv", "--detector", detector, "--json", "--threads", 1)
+def test_json_is_one_event_a_line(videos: Path, yunet: Path) -> None:
+    done = command(videos / "again.mkv", "--detector", yunet, "--json", "--threads", 1)
     assert done.exit_code == 0, done.output
     events = rows(done.stdout)
     names = ["event", "time", "frame", "track", "box", "label", "scores", "certain", "since"]
@@ -249,8 +249,8 @@ def test_json_is_one_event_a_line(videos: Path, detector: Path) -> None:
     assert set(summary["latency_ms"]) == {"p50", "p99"}
 
 
-def test_text_is_for_people(videos: Path, detector: Path) -> None:
-    done = command(videos / "again.mkv", "--detector", detector, "--threads", 1)
+def test_text_is_for_people(videos: Path, yunet: Path) -> None:
+    done = command(videos / "again.mkv", "--detector", yunet, "--threads", 1)
     assert done.exit_code == 0, done.output
     first, *_, last = done.stdout.splitlines()
     assert "face 1" in first
@@ -259,8 +259,8 @@ def test_text_is_for_people(videos: Path, detector: Path) -> None:
     assert "77 frames in" in done.stdout
 
 
-def test_no_event_without_a_face(videos: Path, detector: Path) -> None:
-    done = command(videos / "no_face.mp4", "--detector", detector, "--json")
+def test_no_event_without_a_face(videos: Path, yunet: Path) -> None:
+    done = command(videos / "no_face.mp4", "--detector", yunet, "--json")
     (summary,) = rows(done.stdout)
     assert (summary["frames"], summary["faces"]) == (95, 0)
 
@@ -276,8 +276,8 @@ def test_no_event_without_a_face(videos: Path, detector: Path) -> None:
         ("{videos}/again.mkv", ("--detector", "{detector}", "--window", "nan"), "--window"),
     ],
 )
-def test_bad_input_is_one_line(source: str, options: tuple[str, ...], says: str, videos: Path, detector: Path) -> None:
-    arguments = [text.format(videos=videos, detector=detector) for text in (source, "--detector", str(detector), *options)]
+def test_bad_input_is_one_line(source: str, options: tuple[str, ...], says: str, videos: Path, yunet: Path) -> None:
+    arguments = [text.format(videos=videos, detector=yunet) for text in (source, "--detector", str(yunet), *options)]
     if "--detector" in options:
         del arguments[1:3]
     done = subprocess.run(
@@ -289,18 +289,18 @@ def test_bad_input_is_one_line(source: str, options: tuple[str, ...], says: str,
     assert line.startswith("Error: ")
 
 
-def started(videos: Path, detector: Path, **how: Any) -> subprocess.Popen[str]:
+def started(videos: Path, yunet: Path, **how: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fer_edge", "watch", str(videos / "WolfgangLanger_Pexels.mp4")]
-    options = ["--detector", str(detector), "--json", "--threads", "1"]
+    options = ["--detector", str(yunet), "--json", "--threads", "1"]
     return subprocess.Popen([*command, *options], text=True, stderr=subprocess.PIPE, **how)
 
 
 @pytest.mark.parametrize(
     ("number", "status", "word"), [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")]
 )
-def test_a_signal_lets_the_last_words_out(number: int, status: int, word: str, videos: Path, detector: Path) -> None:
+def test_a_signal_lets_the_last_words_out(number: int, status: int, word: str, videos: Path, yunet: Path) -> None:
     """Events are there at once, so that the first line says when to send it; an echo of the signal changes nothing."""
-    with started(videos, detector, stdout=subprocess.PIPE) as child:
+    with started(videos, yunet, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         first = json.loads(child.stdout.readline())
@@ -317,8 +317,8 @@ def test_a_signal_lets_the_last_words_out(number: int, status: int, word: str, v
     assert errors.splitlines()[-1] == word
 
 
-def test_a_reader_that_goes_ends_it(videos: Path, detector: Path) -> None:
-    with started(videos, detector, stdout=subprocess.PIPE) as child:
+def test_a_reader_that_goes_ends_it(videos: Path, yunet: Path) -> None:
+    with started(videos, yunet, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
         child.stdout.close()
@@ -331,7 +331,7 @@ def worked(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_a_reader_that_hangs_holds_no_signal(videos: Path, detector: Path) -> None:
+def test_a_reader_that_hangs_holds_no_signal(videos: Path, yunet: Path) -> None:
     """The pipe is full, nobody reads it: SIGTERM ends it all the same."""
     import fcntl
 
@@ -345,7 +345,7 @@ def test_a_reader_that_hangs_holds_no_signal(videos: Path, detector: Path) -> No
         except BlockingIOError:
             break
     os.set_blocking(out, True)
-    with started(videos, detector, stdout=out) as child:
+    with started(videos, yunet, stdout=out) as child:
         os.close(out)
         times = [-1.0, worked(child.pid)]
         while times[-1] < 0.3 or times[-1] > times[-2]:
@@ -357,15 +357,15 @@ def test_a_reader_that_hangs_holds_no_signal(videos: Path, detector: Path) -> No
     os.close(into)
 
 
-def test_what_the_page_shows_can_be_done(root: Path, videos: Path, detector: Path, tmp_path: Path) -> None:
+def test_what_the_page_shows_can_be_done(root: Path, videos: Path, yunet: Path, tmp_path: Path) -> None:
     """The Python of docs/watch.md, with a detector in the user's cache; and the example of a loop around OpenCV."""
     (tmp_path / "fer-edge" / "detectors").mkdir(parents=True)
-    (tmp_path / "fer-edge" / "detectors" / detector.name).symlink_to(detector)
+    (tmp_path / "fer-edge" / "detectors" / yunet.name).symlink_to(yunet)
     (tmp_path / "clip.mp4").symlink_to(videos / "again.mkv")
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(root)}
     (code,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "watch.md").read_text(), re.DOTALL)
     loop = [str(root / "examples" / "opencv_loop.py"), "clip.mp4"]
-    for command in (["-c", code], loop, [*loop, str(detector), "out.mp4"]):
+    for command in (["-c", code], loop, [*loop, str(yunet), "out.mp4"]):
         done = subprocess.run(
             [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120
         )

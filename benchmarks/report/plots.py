@@ -19,7 +19,12 @@ WIDTH = 5.2
 """Inches: at 100% a phone's screen is about as wide, and the text stays legible when it is not enlarged."""
 SOFT, ACCENT, WRONG = "#9aa5b1", "#0b7285", "#c92a2a"
 COLORS = ("#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e", "#c2255c", "#1864ab", "#a61e4d", "#5c940d")
-STAGES = ("decode", "crop_resize", "engine", "scoring")
+STAGES = {"decode": SOFT, "crop_resize": "#748ffc", "engine": ACCENT, "scoring": "#e8590c"}
+CAMERA_STAGES = {
+    **{"decode": SOFT, "find": "#5f3dc4", "track": "#2b8a3e", "crop": "#748ffc", "engine": ACCENT},
+    **{"judge": "#e8590c", "event": "#c2255c"},
+}
+"""Stage -> colour, in the order in which they come."""
 MOST_POINTS = 1500
 """Of one line: more makes the file large and nothing clearer."""
 
@@ -36,7 +41,9 @@ def plots(results: Results) -> list[tuple[str, str, Figure]]:
     if rows["camera"]:
         camera = _figure(len(rows["camera"]), _distributions, results, rows["camera"])
         found.append(("camera", "How old is the answer when frames come from a camera?", camera))
-    staged = [row for row in whole if row.stages_ms]
+        frame = _figure(len(rows["camera"]), _frame_stages, results, rows["camera"])
+        found.append(("frame", "Where does the time of a frame go?", frame))
+    staged = [row for row in whole if row.stages_ms and row.scenario != "camera"]
     if staged:
         found.append(
             ("stages", "Where does the time go, from file to scores?", _figure(len(staged), _stages, results, staged))
@@ -96,8 +103,16 @@ def _distributions(axes: Axes, results: Results, rows: Sequence[Row]) -> None:
 
 
 def _stages(axes: Axes, results: Results, rows: Sequence[Row]) -> None:
+    _stacked(axes, results, rows, STAGES)
+
+
+def _frame_stages(axes: Axes, results: Results, rows: Sequence[Row]) -> None:
+    _stacked(axes, results, rows, CAMERA_STAGES)
+
+
+def _stacked(axes: Axes, results: Results, rows: Sequence[Row], stages: Mapping[str, str]) -> None:
     left = np.zeros(len(rows))
-    for name, shade in zip(STAGES, (SOFT, "#748ffc", ACCENT, "#e8590c"), strict=True):
+    for name, shade in stages.items():
         values = np.array([row.stages_ms.get(name, 0.0) for row in reversed(rows)])
         axes.barh(range(len(rows)), values, left=left, color=shade, label=name.replace("_", " and "), height=0.6)
         left += values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -23,6 +22,7 @@ from fer_edge.console import (
     say,
     show,
     status,
+    wipe,
 )
 from fer_edge.manifest import digest_of
 from fer_edge.process import orderly
@@ -169,9 +169,8 @@ class _Progress:
 
     def clear(self) -> None:
         """Make room for a line on the same terminal."""
-        if sys.stderr.isatty():
-            click.echo("\r\033[K", nl=False, err=True)
-            self._told = 0.0
+        wipe()
+        self._told = 0.0
 
     def event(self, event: Event | Summary) -> None:
         """Nothing: the caller has it."""

@@ -1,0 +1,288 @@
+"""Figures of the camera's way: what a frame costs, against another loop, how large the detector's picture must be, and
+whether an hour leaves anything behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.request import urlopen
+
+import click
+import numpy as np
+
+import fer_edge
+from fer_edge.benchmarks.camera import write_clip
+from fer_edge.console import emit, say
+from fer_edge.live.pipeline import LONGEST, Step
+
+SIZES = {"one face": ((640, 480), 1), "four faces": ((640, 480), 4), "1080p": ((1920, 1080), 1)}
+WARM = 2000
+"""Frames after which memory must stand still."""
+
+
+class Steps:
+    """An output that keeps what a frame took."""
+
+    name = "figures"
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[float]] = {}
+        self.latency: list[float] = []
+        self.faces = 0
+
+    def step(self, step: Step) -> None:
+        for stage, milliseconds in step.stages.items():
+            self.stages.setdefault(stage, []).append(milliseconds)
+        self.latency.append(sum(step.stages.values()))
+        self.faces += len(step.tracks)
+
+    def event(self, event: Any) -> None:
+        """The caller has them."""
+
+    def lost(self, gap: Any) -> None:
+        """Files have none."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _single_thread() -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+_detector = click.option("--detector", type=click.Path(path_type=Path), help="Default: the installed one.")
+
+
+@click.command()
+@_detector
+@click.option("--rounds", default=5, show_default=True, help="Of each clip, in turns.")
+@click.option("--runtime", default="openvino", show_default=True)
+def camera(detector: Path | None, rounds: int, runtime: str) -> None:
+    """A frame from decoding to its events, int8, one thread, p50 and p99 in ms: of 640 x 480 with one face, with four, and
+    of 1920 x 1080, in turns; by stage; and the ratios to the first."""
+    _single_thread()
+    found = {name: Steps() for name in SIZES}
+    with tempfile.TemporaryDirectory() as folder, fer_edge.load(runtime=runtime, threads=1) as clf:
+        clips = {name: write_clip(Path(folder) / f"{name}.mp4", faces, size) for name, (size, faces) in SIZES.items()}
+        with fer_edge.FaceFinder(detector, longest=LONGEST) as finder:
+            for clip in clips.values():
+                list(fer_edge.watch(clip, clf, finder, frames=10))
+            for _ in range(rounds):
+                for name, clip in clips.items():
+                    list(fer_edge.watch(clip, clf, finder, outputs=[found[name]]))
+    rows = {name: _row(steps) for name, steps in found.items()}
+    base = rows["one face"]["p50_ms"]
+    emit({"figure": "camera", "clips": rows, "ratio": {name: round(row["p50_ms"] / base, 3) for name, row in rows.items()}})
+
+
+def _row(steps: Steps) -> dict[str, Any]:
+    own = [stage for stage in steps.stages if stage not in ("decode", "find", "engine")]
+    ours = np.sum([steps.stages[stage] for stage in own], axis=0)
+    return {
+        "p50_ms": round(float(np.median(steps.latency)), 3),
+        "p99_ms": round(float(np.percentile(steps.latency, 99)), 3),
+        "own_p50_ms": round(float(np.median(ours)), 3),
+        "stages_p50_ms": {stage: round(float(np.median(values)), 3) for stage, values in steps.stages.items()},
+        "faces_a_frame": round(steps.faces / len(steps.latency), 3),
+    }
+
+
+@click.command("camera-rival")
+@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("clip", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_detector
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--runtime", default="openvino", show_default=True)
+def camera_rival(model: Path, clip: Path, detector: Path | None, rounds: int, runtime: str) -> None:
+    """CLIP by ``watch``, and by a loop of OpenCV (VideoCapture, YuNet on pictures of the same size) with another package's
+    MODEL (TFLite: ``fer``'s, gray, 64 x 64, cut as it cuts), one thread, in turns: ms a frame, and the ratio of medians."""
+    _single_thread()
+    took: dict[str, list[float]] = {"watch": [], "rival": []}
+    with fer_edge.load(runtime=runtime, threads=1) as clf, fer_edge.FaceFinder(detector, longest=LONGEST) as finder:
+        other = rival_loop(model, finder)
+
+        def ours() -> int:
+            steps = Steps()
+            for _ in fer_edge.watch(clip, clf, finder, outputs=[steps]):
+                pass
+            return len(steps.latency)
+
+        ways: dict[str, Callable[[], int]] = {"watch": ours, "rival": lambda: other(clip)}
+        counts = {name: way() for name, way in ways.items()}
+        if len(set(counts.values())) != 1:
+            raise click.ClickException(f"the two do not see the same frames: {counts}")
+        for turn in range(rounds):
+            for name in sorted(ways, reverse=bool(turn % 2)):
+                began = time.perf_counter()
+                ways[name]()
+                took[name].append((time.perf_counter() - began) * 1e3 / counts[name])
+    ms = {name: round(median(values), 3) for name, values in took.items()}
+    ratio = round(ms["watch"] / ms["rival"], 3)
+    emit({"figure": "camera-rival", "frames": counts["watch"], "ms_a_frame": ms, "ratio": ratio})
+
+
+def rival_loop(model: Path, finder: fer_edge.FaceFinder) -> Callable[[Path], int]:
+    """A clip by the other loop; returns the frames that it saw. The crop is that of ``fer`` 25.10: the box with 10 pixels on
+    every side, gray, 64 x 64, values from -1 to 1."""
+    import cv2
+    from ai_edge_litert.interpreter import Interpreter
+
+    engine = Interpreter(str(model), num_threads=1)
+    engine.allocate_tensors()
+    (into,), out = engine.get_input_details(), engine.get_output_details()[0]["index"]
+    high, wide = (int(n) for n in into["shape"][1:3])
+
+    def loop(clip: Path) -> int:
+        count, capture = 0, cv2.VideoCapture(str(clip))
+        while True:
+            more, frame = capture.read()
+            if not more:
+                capture.release()
+                return count
+            count += 1
+            faces = finder.find_rgb(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+            gray = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+            for face in faces:
+                x, y, w, h = map(round, face.box)
+                cut = gray[max(0, y - 10) : y + h + 10, max(0, x - 10) : x + w + 10]
+                if cut.size:
+                    crop = cv2.resize(cut, (wide, high)).astype(np.float32) / 127.5 - 1
+                    engine.set_tensor(into["index"], crop[None, :, :, None].astype(into["dtype"]))
+                    engine.invoke()
+                    engine.get_tensor(out).argmax()
+
+    return loop
+
+
+@click.command("detector-size")
+@click.argument("clips", type=click.Path(exists=True, path_type=Path), nargs=-1, required=True)
+@_detector
+@click.option("--sizes", default="160,240,320,480,640", show_default=True)
+def detector_size(clips: Sequence[Path], detector: Path | None, sizes: str) -> None:
+    """Faces found in CLIPS, and the detector's median ms, by the longer side of what it looks at; one thread."""
+    from fer_edge.live.sources import Frame, open_source
+
+    _single_thread()
+    found: dict[str, dict[str, float]] = {}
+    for size in map(int, sizes.split(",")):
+        faces, times, frames = 0, [], 0
+        with fer_edge.FaceFinder(detector, longest=size) as finder:
+            for clip in clips:
+                for item in open_source(str(clip)):
+                    if isinstance(item, Frame):
+                        began = time.perf_counter()
+                        faces += len(finder.find_rgb(item.pixels))
+                        times.append((time.perf_counter() - began) * 1e3)
+                        frames += 1
+        found[str(size)] = {"faces": faces, "frames": frames, "find_ms": round(median(times), 2)}
+    emit({"figure": "detector-size", "sizes": found})
+
+
+@click.command()
+@click.option("--frames", default=100_000, show_default=True)
+@click.option("--clip", type=click.Path(exists=True, path_type=Path), help="Default: our own, one face.")
+@_detector
+@click.option("--every", default=2000, show_default=True, help="Frames between two looks at the process.")
+def endurance(frames: int, clip: Path | None, detector: Path | None, every: int) -> None:
+    """FRAMES frames of a looped clip through ``fer-edge watch --json`` as fast as it goes, ended by SIGTERM: resident
+    memory, threads and descriptors on the way, and whether the last events and the summary were written."""
+    with tempfile.TemporaryDirectory() as folder:
+        long = repeated(clip or write_clip(Path(folder) / "clip.mp4", 1), Path(folder) / "long.mkv", frames + 5000)
+        emit({"figure": "endurance", **watched(long, frames, detector, every)})
+
+
+def repeated(clip: Path, target: Path, frames: int) -> Path:
+    """A clip again and again, as it is encoded, in one file of at least so many frames."""
+    import av
+
+    count, offset = 0, 0
+    with av.open(str(target), "w") as output:
+        stream = None
+        while count < frames:
+            with av.open(str(clip)) as container:
+                video = container.streams.video[0]
+                stream = stream or output.add_stream_from_template(video)
+                assert video.average_rate is not None
+                assert video.time_base is not None
+                step, end = round(1 / (video.average_rate * video.time_base)), 0
+                for packet in container.demux(video):
+                    if packet.dts is None or packet.pts is None:
+                        continue
+                    end = max(end, packet.pts + step)
+                    packet.dts, packet.pts, packet.stream = packet.dts + offset, packet.pts + offset, stream
+                    output.mux(packet)
+                    count += 1
+                offset += end
+    return target
+
+
+def watched(clip: Path, frames: int, detector: Path | None, every: int) -> dict[str, Any]:
+    """What a process of ``watch`` held on its way through so many frames, and how it ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    named = ["--detector", str(detector)] if detector else []
+    command = [sys.executable, "-m", "fer_edge", "watch", str(clip), "--json", "--metrics", str(port), *named]
+    with tempfile.TemporaryFile("w+") as lines, tempfile.TemporaryFile("w+") as words:
+        began = time.monotonic()
+        with subprocess.Popen(command, stdout=lines, stderr=words) as child:
+            looks: list[dict[str, float]] = []
+            seen = 0
+            while seen < frames and child.poll() is None:
+                time.sleep(0.5)
+                held = _held(child.pid)  # before the question, which is a connection itself
+                with suppress(OSError):
+                    seen = _counted(port)
+                if seen >= every * (len(looks) + 1):
+                    looks.append({"frames": seen, **held})
+                    say(f"{seen} frames: {looks[-1]}")
+            child.send_signal(signal.SIGTERM)
+            status = child.wait(timeout=60)
+        seconds = time.monotonic() - began
+        lines.seek(0)
+        events = [json.loads(line) for line in lines]
+    warm = [look for look in looks if look["frames"] >= WARM]
+    tracks = [{event["track"] for event in events if event["event"] == kind} for kind in ("appear", "end")]
+    resident = [look["resident_mb"] for look in warm]
+    return {
+        "frames": events[-1]["frames"],
+        "seconds": round(seconds, 1),
+        "exit_status": status,
+        "last": [event["event"] for event in events[-2:]],
+        "every_track_ended": tracks[0] == tracks[1],
+        "resident_mb": resident,
+        "growth": round(max(resident) / resident[0] - 1, 4) if resident else None,
+        "threads": sorted({look["threads"] for look in warm}),
+        "descriptors": sorted({look["descriptors"] for look in warm}),
+    }
+
+
+def _counted(port: int) -> int:
+    """Frames until now, as the process tells."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("fer_edge_frames_total "))))
+
+
+def _held(pid: int) -> dict[str, float]:
+    """Resident MB, threads and open descriptors of a process (proc_pid_status(5))."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    resident = int(status["VmRSS"].split()[0]) * 1024 / 1e6
+    return {
+        "resident_mb": round(resident, 2),
+        "threads": int(status["Threads"]),
+        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+    }
