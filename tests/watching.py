@@ -55,7 +55,7 @@ class Planted(FaceFinder):
     def __init__(self, faces: Mapping[int, Sequence[Face]]) -> None:
         self.faces, self.number = faces, -1
 
-    def find_rgb(self, pixels: Pixels) -> list[Face]:
+    def find_frame(self, frame: Frame) -> list[Face]:
         self.number += 1
         return list(self.faces.get(self.number, ()))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
 from fer_edge.decode import MAX_PIXELS, Budget
@@ -31,7 +32,7 @@ class Readable(Protocol):
 
 
 class Converter:
-    """From a decoder's planes to RGB and BGR; keeps libswscale's tables from frame to frame. From whichever thread."""
+    """From a decoder's planes to RGB; keeps libswscale's tables from frame to frame. From whichever thread."""
 
     def __init__(self) -> None:
         import av
@@ -39,8 +40,10 @@ class Converter:
 
         # Since 17 libswscale starts a thread for each processor unless it is told; before, it had one.
         self._options = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
+        self._new_frame = av.VideoFrame.from_ndarray
         self._whole: Any = VideoReformatter()
         self._small: Any = VideoReformatter()
+        self._part: Any = VideoReformatter()
         self._lock = threading.Lock()
 
     def rgb(self, frame: Any) -> Pixels:
@@ -49,15 +52,34 @@ class Converter:
             made: Pixels = self._whole.reformat(frame, format="rgb24", **self._options).to_ndarray()
         return made
 
-    def bgr(self, frame: Any, size: Size) -> Pixels:
-        """The whole frame in another size, BGR."""
+    def shrunk(self, frame: Any, size: Size) -> Pixels:
+        """The whole frame in a smaller size, RGB."""
         if frame.interlaced_frame:  # libswscale would shrink each field by itself
-            return ArrayPicture(self.rgb(frame)).bgr(size)
-        kind = "AREA" if size[0] < frame.width or size[1] < frame.height else "BILINEAR"
+            return ArrayPicture(self.rgb(frame)).shrunk(size)
         with self._lock:
-            small = self._small.reformat(frame, *size, "bgr24", interpolation=kind, **self._options)
+            small = self._small.reformat(frame, *size, "rgb24", interpolation="AREA", **self._options)
             made: Pixels = small.to_ndarray()
         return made
+
+    def part(self, frame: Any, left: int, top: int, right: int, bottom: int) -> Pixels | None:
+        """A part of the frame, RGB, to the pixel as it lies in the whole; None where that has to be made. Two by two pixels
+        share their colour (planes of 4:2:0), so the part begins and ends between two such squares."""
+        x0, y0, x1, y1 = left & ~1, top & ~1, right + 1 & ~1, bottom + 1 & ~1
+        small = 4 * (x1 - x0) * (y1 - y0) < frame.width * frame.height and x1 <= frame.width and y1 <= frame.height
+        kind = frame.format.name
+        if not small or kind not in ("yuv420p", "yuvj420p") or frame.interlaced_frame:
+            return None
+        wide, high = x1 - x0, y1 - y0
+        planes = np.empty((high * 3 // 2, wide), np.uint8)
+        for plane, start, step in zip(frame.planes, (0, high * wide, high * wide * 5 // 4), (1, 2, 2), strict=True):
+            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+            lying = planes.reshape(-1)[start : start + high * wide // step**2].reshape(high // step, wide // step)
+            lying[:] = rows[y0 // step : y1 // step, x0 // step : x1 // step]
+        part = self._new_frame(planes, kind)
+        part.colorspace, part.color_range = frame.colorspace, frame.color_range
+        with self._lock:
+            made: Pixels = self._part.reformat(part, format="rgb24", **self._options).to_ndarray()
+        return made[top - y0 : bottom - y0, left - x0 : right - x0]
 
 
 class DecodedPicture:
@@ -74,9 +96,13 @@ class DecodedPicture:
         """uint8 (H, W, 3) RGB, upright."""
         return _turned(self._converter.rgb(self._frame), self._turn)
 
-    def bgr(self, size: Size) -> Pixels:
-        """uint8 (height, width, 3) BGR, upright."""
-        return _turned(self._converter.bgr(self._frame, size[::-1] if self._turn in _SWAPS else size), self._turn)
+    def shrunk(self, size: Size) -> Pixels:
+        """uint8 (height, width, 3) RGB, upright."""
+        return _turned(self._converter.shrunk(self._frame, size[::-1] if self._turn in _SWAPS else size), self._turn)
+
+    def part(self, left: int, top: int, right: int, bottom: int) -> Pixels | None:
+        """A part of the upright picture; None where the whole has to be made."""
+        return self._converter.part(self._frame, left, top, right, bottom) if self._turn is None else None
 
 
 def _turned(pixels: Pixels, turn: Image.Transpose | None) -> Pixels:

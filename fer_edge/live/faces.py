@@ -18,6 +18,7 @@ from fer_edge.errors import EngineError, UsageError
 from fer_edge.image import Box, ImageLike, rgb_array
 
 from .detectors import Detector, detector_name, open_detector
+from .frames import Frame
 from .yunet import opencv
 
 Point = tuple[float, float]
@@ -81,7 +82,7 @@ class FaceFinder:
             raise UsageError(f"longest must be at least 1 pixel; got {longest}")
         if not 0 <= least_score <= 1:
             raise UsageError(f"least_score must be from 0 to 1; got {least_score}")
-        self._cv2 = opencv()
+        opencv()  # pictures are shrunk by it, whatever the detector
         self.longest = longest
         self.name = detector_name(detector)
         self._detector: Detector | None = open_detector(detector, least_score)
@@ -97,13 +98,16 @@ class FaceFinder:
 
     def find_rgb(self, pixels: NDArray[np.uint8]) -> list[Face]:
         """As :meth:`find`, of an array uint8 (H, W, 3) RGB that is not looked at first: for frames."""
-        high, wide = pixels.shape[:2]
-        shrink = max(high, wide) / self.longest
-        if shrink > 1:
+        return self.find_frame(Frame(0, 0.0, pixels, 0.0))
+
+    def find_frame(self, frame: Frame) -> list[Face]:
+        """As :meth:`find_rgb`, of a frame; its decoder shrinks one that is too large."""
+        wide, high = size = frame.size
+        if (shrink := max(size) / self.longest) > 1:
             size = (max(1, round(wide / shrink)), max(1, round(high / shrink)))
-            small = self._cv2.resize(np.ascontiguousarray(pixels), size, interpolation=self._cv2.INTER_AREA)
+            small = frame.shrunk(size)
         else:
-            size, small = (wide, high), np.ascontiguousarray(pixels)
+            small = np.ascontiguousarray(frame.pixels)
         with self._lock:
             rows = np.asarray(self._open().detect(small), np.float64)
         return faces_of(rows, size, (wide, high)) if len(rows) else []

@@ -23,8 +23,12 @@ class Picture(Protocol):
         """uint8 (H, W, 3) RGB, upright."""
         ...
 
-    def bgr(self, size: Size) -> Pixels:
-        """uint8 (height, width, 3) BGR, upright, averaged down to ``size`` = (width, height)."""
+    def shrunk(self, size: Size) -> Pixels:
+        """uint8 (height, width, 3) RGB, upright, averaged down to ``size`` = (width, height)."""
+        ...
+
+    def part(self, left: int, top: int, right: int, bottom: int) -> Pixels | None:
+        """As ``rgb()[top:bottom, left:right]``; None where that is the quicker way."""
         ...
 
 
@@ -43,13 +47,16 @@ class ArrayPicture:
         """The pixels."""
         return self.pixels
 
-    def bgr(self, size: Size) -> Pixels:
-        """BGR of another size."""
+    def shrunk(self, size: Size) -> Pixels:
+        """RGB of a smaller size."""
         import cv2
 
-        small = self.pixels if size == self.size else cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA)
-        bgr: Pixels = cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
-        return bgr
+        small: Pixels = cv2.resize(np.ascontiguousarray(self.pixels), size, interpolation=cv2.INTER_AREA)
+        return small
+
+    def part(self, left: int, top: int, right: int, bottom: int) -> Pixels | None:
+        """They are there."""
+        return None
 
 
 class Frame:
@@ -78,10 +85,16 @@ class Frame:
             self._pixels = self.picture.rgb()
         return self._pixels
 
-    def bgr(self, size: Size) -> Pixels:
-        """uint8 (height, width, 3) BGR of the whole picture, averaged down to ``size`` = (width, height): for detectors, and
-        straight from what the decoder left."""
-        return self.picture.bgr(size)
+    def shrunk(self, size: Size) -> Pixels:
+        """uint8 (height, width, 3) RGB of the whole picture, averaged down to ``size`` = (width, height): for detectors, and
+        straight from what the decoder left, which is quicker than by way of the pixels."""
+        return self.picture.shrunk(size)
+
+    def part(self, left: int, top: int, right: int, bottom: int) -> Pixels:
+        """As ``pixels[top:bottom, left:right]``, for what lies in the picture; a small part of a large frame is made without
+        the whole of it."""
+        part = self.picture.part(left, top, right, bottom) if self._pixels is None else None
+        return self.pixels[top:bottom, left:right] if part is None else part
 
     def __repr__(self) -> str:
         return f"Frame({self.number}, {self.time:.3f} s, {self.size[0]} x {self.size[1]})"

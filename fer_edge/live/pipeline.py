@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fer_edge.classifier import Classifier, Prediction
 from fer_edge.errors import ImageError
-from fer_edge.image import Box, to_inputs
+from fer_edge.image import Box, face_corners, to_inputs
 
 from .clock import Laps
 from .events import Event, Kind
@@ -84,7 +84,7 @@ class Pipeline:
 
         ``dropped``: of the frame's source, until now; it stands in the step."""
         laps = Laps()
-        faces = self._finder.find_rgb(frame.pixels)
+        faces = self._finder.find_frame(frame)
         laps("find")
         sightings, over = self._tracker.update(faces, frame.time)
         events = self._end(over, frame.time, frame.number)
@@ -137,9 +137,13 @@ class Pipeline:
             return None
         spec = self._clf.bundle.manifest.input
         try:
-            return to_inputs(frame.pixels, spec.size, spec.color, [face.box], scale=spec.crop.scale)[0]
+            left, top, right, bottom = face_corners(face.box, frame.size, scale=spec.crop.scale)
         except ImageError:  # a detector may see a face of which nothing lies in the picture
             return None
+        x, y = max(left, 0), max(top, 0)
+        part = frame.part(x, y, min(right, frame.size[0]), min(bottom, frame.size[1]))
+        square = (float(left - x), float(top - y), float(right - left), float(bottom - top))
+        return to_inputs(part, spec.size, spec.color, [square])[0]
 
     def _event(self, kind: Kind, number: int, moment: float, frame: int) -> Event:
         track = self._tracks[number]
