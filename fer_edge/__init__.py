@@ -26,6 +26,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .classifier import Classifier, Prediction, load
     from .live.faces import Face, FaceFinder
+    from .live.predictions import FacePrediction
     from .live.watch import watch
     from .video import sample_frames
 
@@ -39,6 +40,7 @@ _LATER = {
     "Classifier": "classifier",
     "Face": "live.faces",
     "FaceFinder": "live.faces",
+    "FacePrediction": "live.predictions",
     "Prediction": "classifier",
     "load": "classifier",
     "sample_frames": "video",
@@ -70,6 +72,7 @@ __all__ = [
     "EngineError",
     "Face",
     "FaceFinder",
+    "FacePrediction",
     "FerEdgeError",
     "ImageError",
     "IntegrityError",

@@ -6,9 +6,10 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,10 @@ from .errors import BundleError, EngineError, ImageError, MissingExtraError, Usa
 from .image import Box, ImageLike, Shape, several, to_input, to_inputs
 from .labels import LabelSet
 from .manifest import Artefact
+
+if TYPE_CHECKING:
+    from .live.faces import FaceFinder
+    from .live.predictions import FacePrediction
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default"
 
@@ -74,6 +79,7 @@ class Classifier:
         self.engine = session.engine
         self._set = labels
         self._session: rt.Session | None = session
+        self._finder: FaceFinder | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
@@ -129,6 +135,33 @@ class Classifier:
         decoded once. No boxes give no answers. An ImageError names the box that does not fit, as ``boxes[3]``."""
         return self._predictions(image, list(boxes), margin, shape, max_pixels)
 
+    def predict_faces(
+        self,
+        photo: ImageLike,
+        finder: FaceFinder | None = None,
+        *,
+        align: Literal["none", "eyes"] = "none",
+        least_eyes: float | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> list[FacePrediction]:
+        """Find the faces of a photo and classify each: the answers of :meth:`predict_boxes` with the finder's boxes, the
+        largest face first. Extra ``live``.
+
+        ``photo``: as in :meth:`predict`. ``finder``: None: a ``fer_edge.FaceFinder()``, made once for this classifier.
+        ``align="eyes"`` turns each square about its centre until the eyes are level. ``least_eyes``: pixels between the eyes
+        of a face (of the photo, as it was decoded) below which it is found and not judged; None: the limit that was
+        measured (docs/devices.md).
+
+        Raises ImageError; UsageError where no detector is installed; MissingExtraError; EngineError."""
+        self._alive()
+        found = import_module("fer_edge.live.predictions")
+        options = {} if least_eyes is None else {"least_eyes": least_eyes}
+        chosen = self._own_finder() if finder is None else finder
+        answers: list[FacePrediction] = found.predict_faces(
+            self, photo, chosen, align=align, max_pixels=max_pixels, **options
+        )
+        return answers
+
     @checked()
     def predict_batch(self, images: Iterable[ImageLike], *, max_pixels: int = MAX_PIXELS) -> list[Prediction]:
         """Classify several face crops, one after the other (artefacts have a static batch of 1). An ImageError names the
@@ -155,11 +188,19 @@ class Classifier:
 
     @checked("image")
     def box_features(
-        self, image: ImageLike, boxes: Iterable[Box], *, shape: Shape = "square", max_pixels: int = MAX_PIXELS
+        self,
+        image: ImageLike,
+        boxes: Iterable[Box],
+        *,
+        shape: Shape = "square",
+        angles: Iterable[float] | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> NDArray[np.float32]:
         """Features (N, D) float32, before normalisation, of several faces of one photo; boxes as in :meth:`predict_boxes`.
-        No boxes give (0, D)."""
-        rows = [self._run(crop) for crop in self._crops(image, list(boxes), 0.0, shape, max_pixels)]
+        ``angles``: degrees by which each face leans, clockwise as seen: its square is turned with it. No boxes give
+        (0, D)."""
+        turns = None if angles is None else list(angles)
+        rows = [self._run(crop) for crop in self._crops(image, list(boxes), 0.0, shape, max_pixels, turns)]
         return np.stack(rows) if rows else np.empty((0, self.bundle.manifest.feature_dim), np.float32)
 
     @checked()
@@ -176,8 +217,11 @@ class Classifier:
             return
         with self._lock:
             session, self._session = self._session, None
+            finder, self._finder = self._finder, None
             if session is not None:
                 session.close()
+            if finder is not None:
+                finder.close()
 
     def __enter__(self) -> Classifier:
         self._alive()
@@ -193,6 +237,13 @@ class Classifier:
         state = "" if self._session is not None else ", closed"
         ran = f"{self.runtime} {self.precision} on {self.device}"
         return f"<Classifier {self.bundle.manifest.name}: {ran}, labels {self.label_set}{state}>"
+
+    def _own_finder(self) -> FaceFinder:
+        with self._lock:
+            self._alive()
+            if self._finder is None:
+                self._finder = import_module("fer_edge.live.faces").FaceFinder()
+            return self._finder
 
     def _alive(self) -> rt.Session:
         if self._pid != os.getpid():
@@ -220,13 +271,18 @@ class Classifier:
         return [self._prediction(self._run(crop)) for crop in self._crops(image, boxes, margin, shape, max_pixels)]
 
     def _crops(
-        self, image: ImageLike, boxes: list[Box], margin: float, shape: Shape, max_pixels: int
+        self,
+        image: ImageLike,
+        boxes: list[Box],
+        margin: float,
+        shape: Shape,
+        max_pixels: int,
+        angles: list[float] | None = None,
     ) -> list[NDArray[np.uint8]]:
         self._alive()
         spec = self.bundle.manifest.input
-        return to_inputs(
-            image, spec.size, spec.color, boxes, margin, shape=shape, scale=spec.crop.scale, max_pixels=max_pixels
-        )
+        cut: dict[str, Any] = {"shape": shape, "scale": spec.crop.scale, "angles": angles, "max_pixels": max_pixels}
+        return to_inputs(image, spec.size, spec.color, boxes, margin, **cut)
 
     def _run(self, crop: NDArray[np.uint8]) -> NDArray[np.float32]:
         with self._lock:

@@ -6,7 +6,9 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,11 +32,12 @@ from .console import (
     show,
     status,
 )
-from .decode import MAX_PIXELS
+from .decode import BYTES_PER_PIXEL, MAX_PIXELS
 from .errors import FerEdgeError, ImageError, IntegrityError
 from .process import BROKEN_PIPE, OutputError, standard_streams, stoppable
 
 if TYPE_CHECKING:
+    from .classifier import Prediction
     from .labels import LabelSet
 
 ROOM_COMMANDS = {
@@ -77,9 +80,17 @@ def cli() -> None:
 @cli.command(
     examples=(
         "fer-edge predict face.jpg other.png --json",
+        "fer-edge predict photo.jpg --faces --draw labelled.png",
         "fer-edge predict photo.jpg --box 168,56,112,112 --labels rafdb7",
     ),
-    needs={"margin": "box", "shape": "box"},
+    needs={
+        "margin": "box",
+        "shape": "box",
+        "detector": "faces",
+        "longest": "faces",
+        "align": "faces",
+        "least_eyes": "faces",
+    },
 )
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @bundle_option
@@ -103,6 +114,28 @@ def cli() -> None:
     show_default=True,
     help="Cut a square round the box's centre, or the box as it is, which the model then sees stretched.",
 )
+@click.option("--faces", is_flag=True, help="Find the faces in the photo, the largest first, and label each (extra live).")
+@click.option(
+    "--detector",
+    metavar="FILE",
+    help="Weights of YuNet, or the name of another package's detector. Default: what 'fer-edge faces fetch' has fetched.",
+)
+@click.option(
+    "--longest",
+    type=click.IntRange(min=1),
+    help="Look for faces in the photo made smaller, to this longer side in pixels. Default: 640. More finds smaller faces.",
+)
+@click.option("--align", type=click.Choice(["none", "eyes"]), help="Turn each face until its eyes are level. Default: none.")
+@click.option(
+    "--least-eyes",
+    type=Finite(min=0),
+    help="Pixels between the eyes of a face; a smaller one is found and not judged. Default: 12.",
+)
+@click.option(
+    "--draw",
+    metavar="FILE|FOLDER/",
+    help="Write the photo with boxes and labels: PNG, JPEG or WebP. For several images, a folder.",
+)
 @click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
@@ -113,22 +146,45 @@ def cli() -> None:
 @labels_option
 @engine_options
 @common
-def predict(images: tuple[str, ...], box: tuple[Any, ...], bundle: Path | None, as_json: bool, **options: Any) -> None:
-    """Label face crops, or the faces in --box of a photo. An IMAGE of - is read from standard input."""
+def predict(
+    images: tuple[str, ...],
+    box: tuple[Any, ...],
+    faces: bool,
+    draw: str | None,
+    max_pixels: int,
+    bundle: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Label face crops, the faces in --box of a photo, or those that --faces finds. An IMAGE of - is read from standard
+    input."""
+    if faces and box:
+        raise click.UsageError("--box names the faces and --faces finds them; choose one", click.get_current_context())
+    if draw is not None and not (faces or box):
+        raise click.UsageError("--draw goes with --faces or --box", click.get_current_context())
     from .classifier import load
 
     cut = {name: options.pop(name) for name in ("margin", "shape")}
-    most = options.pop("max_pixels")
+    find = {name: options.pop(name) for name in ("detector", "longest", "align", "least_eyes")}
+    live: Any = import_module("fer_edge.live.cli_predict") if faces or draw is not None else None
+    files: dict[str, Path] = {} if draw is None else live.drawing_files(images, draw)
     failed = 0
-    with load(bundle, **options) as clf:
+    with load(bundle, **options) as clf, ExitStack() as stack:
+        if faces:
+            look = stack.enter_context(closing(live.Faces(clf, **find, max_pixels=max_pixels)))
         ran = {"runtime": clf.runtime, "device": clf.device, "precision": clf.precision}
         for image in images:
-            source = sys.stdin.buffer if image == "-" else image
             try:
-                if box:
-                    results = clf.predict_boxes(source, box, max_pixels=most, **cut)
+                source = _source(image, max_pixels, again=draw is not None)
+                if faces:
+                    found = look(source)
+                    results = [(face.box, face.prediction) for face in found]
+                elif box:
+                    results = list(zip(box, clf.predict_boxes(source, box, max_pixels=max_pixels, **cut), strict=True))
                 else:
-                    results = [clf.predict(source, max_pixels=most)]
+                    results = [((), clf.predict(source, max_pixels=max_pixels))]
+                if draw is not None:
+                    live.draw(source, results, files[image], max_pixels)
             except ImageError as error:
                 failed += 1
                 if click.get_current_context().obj:
@@ -136,19 +192,39 @@ def predict(images: tuple[str, ...], box: tuple[Any, ...], bundle: Path | None, 
                 text = str(error) if image in str(error) else f"{image}: {error}"
                 emit({"image": image, "error": str(error)}) if as_json else say(f"Error: {printable(text)}")
                 continue
-            for i, result in enumerate(results):
-                which = {"box": list(box[i])} if len(box) > 1 else {}
-                if as_json:
+            if as_json and faces:
+                emit({"image": image, "faces": [face.to_dict() for face in found], **ran})
+            elif as_json:
+                for where, result in results:
+                    which = {"box": list(where)} if len(box) > 1 else {}
                     emit({"image": image, **which, "label": result.label, "scores": result.scores, **ran})
-                else:
-                    shown = ", ".join(f"{name} {score:.1%}" for name, score in result.top(3))
-                    place = f" [{','.join(f'{v:g}' for v in box[i])}]" if which else ""
-                    show(f"{printable(image)}{place}: {shown}")
+            else:
+                for where, result in results:
+                    place = (
+                        f" [{','.join(f'{v:.0f}' if faces else f'{v:g}' for v in where)}]" if faces or len(box) > 1 else ""
+                    )
+                    show(f"{printable(image)}{place}: {_scores(result)}")
+                if not results:
+                    show(f"{printable(image)}: no face")
         if not as_json and failed < len(images):
             computed = f"{clf.precision} artefact computed in {clf.execution_precision}"
             say(f"({clf.engine}, {computed} on {clf.device}, labels {clf.label_set})")
     if failed:
         sys.exit(2)
+
+
+def _source(image: str, max_pixels: int, again: bool) -> Any:
+    """An image as ``predict`` takes it; ``again``: more than once."""
+    if image != "-":
+        return image
+    return sys.stdin.buffer.read(max_pixels * BYTES_PER_PIXEL + 1) if again else sys.stdin.buffer
+
+
+def _scores(result: Prediction | None) -> str:
+    if result is None:
+        return "too small to be judged"
+    shown = ", ".join(f"{name} {score:.1%}" for name, score in result.top(3))
+    return shown if result.certain else f"{shown} (uncertain)"
 
 
 @cli.command(examples=("fer-edge info my-bundle/ --card",))

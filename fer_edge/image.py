@@ -121,20 +121,26 @@ def to_inputs(
     *,
     shape: Shape = "square",
     scale: float = 1.0,
+    angles: Sequence[float] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> list[NDArray[np.uint8]]:
-    """Several faces of one photo, which is decoded once; each as :func:`to_input` gives it. When there is more than one
-    box, an ImageError names the one that does not fit: ``boxes[3]``."""
+    """Several faces of one photo, which is decoded once; each as :func:`to_input` gives it. ``angles``: degrees by which
+    each face leans, clockwise as seen; its square is turned with it, about the box's centre, so that it stands upright in
+    the crop. When there is more than one box, an ImageError names the one that does not fit: ``boxes[3]``."""
     if shape not in ("square", "box"):
         raise UsageError(f"shape is 'square' or 'box'; got {_short(shape)}")
+    if angles is not None and (shape == "box" or len(angles) != len(boxes)):
+        raise UsageError(f"angles turn the squares of boxes, one each; got {len(angles)} for {len(boxes)}, shape {shape}")
     photo = _photo(image, Budget(max_pixels, 4 if color == "rgb" else 1), whole=False)
     crops = []
     for i, box in enumerate(boxes):
         try:
             corners = face_corners(box, photo.size, margin, shape, scale, photo.shrunk)
-            if (corners[2] - corners[0]) * (corners[3] - corners[1]) > max_pixels:
+            angle = angles[i] if angles is not None else 0.0
+            reach = _reach(corners, angle)
+            if (reach[2] - reach[0]) * (reach[3] - reach[1]) > max_pixels:
                 raise ImageError(f"the crop of the box {_short(box)} has more than max_pixels ({max_pixels:,}) pixels")
-            crops.append(_stretched(photo, corners, size, color))
+            crops.append(_stretched(photo, corners, size, color, angle))
         except ImageError as error:
             if len(boxes) == 1:
                 raise
@@ -357,9 +363,31 @@ def _conversion(array: NDArray[np.generic]) -> str:
     return f", from {low:g} to {high:g}: undo the normalisation, then .round().astype('uint8')"
 
 
-def _stretched(photo: _Photo, corners: Corners, size: tuple[int, int], color: Color) -> NDArray[np.uint8]:
-    """A part of the upright picture, converted and stretched to (height, width)."""
-    part = _cut(photo, corners, color)
+def _reach(corners: Corners, angle: float) -> Corners:
+    """What a square takes of the picture when it is turned by ``angle`` degrees about its centre."""
+    if angle == 0:
+        return corners
+    turn = math.radians(angle)
+    more = math.ceil((corners[2] - corners[0]) / 2 * (abs(math.cos(turn)) + abs(math.sin(turn)) - 1)) + 2
+    return corners[0] - more, corners[1] - more, corners[2] + more, corners[3] + more
+
+
+def _turned(photo: _Photo, corners: Corners, color: Color, angle: float) -> Image.Image:
+    """A square of the upright picture that is turned clockwise about its centre: in one step, from its reach alone."""
+    reach = _reach(corners, angle)
+    part, side = _cut(photo, reach, color), corners[2] - corners[0]
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    half, centre = side / 2, (reach[2] - reach[0]) / 2
+    # Pillow wants, for a point of the crop, where it lies in the part.
+    rows = (cos, -sin, centre - half * (cos - sin), sin, cos, centre - half * (sin + cos))
+    return part.transform((side, side), Image.Transform.AFFINE, rows, Image.Resampling.BICUBIC)
+
+
+def _stretched(
+    photo: _Photo, corners: Corners, size: tuple[int, int], color: Color, angle: float = 0.0
+) -> NDArray[np.uint8]:
+    """A part of the upright picture, turned, converted and stretched to (height, width)."""
+    part = _turned(photo, corners, color, angle) if angle else _cut(photo, corners, color)
     with _decoding(photo.name):
         if part.size != size[::-1]:
             part = part.resize(size[::-1], Image.Resampling.BILINEAR)

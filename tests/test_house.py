@@ -98,6 +98,7 @@ def test_public_names() -> None:
         "EngineError",
         "Face",
         "FaceFinder",
+        "FacePrediction",
         "FerEdgeError",
         "ImageError",
         "IntegrityError",

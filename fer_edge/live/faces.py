@@ -24,6 +24,8 @@ from .yunet import opencv
 Point = tuple[float, float]
 LONGEST = 640
 """Pixels of the longer side of what the detector looks at; larger pictures are looked at smaller."""
+LEAST_EYES = 12.0
+"""Pixels between the eyes of a face below which it is found, and not judged."""
 LEAST_BOX = 2.0
 """Pixels of a box's sides: what is smaller is no face, and rounded to whole pixels it may be nothing."""
 
@@ -149,3 +151,8 @@ def faces_of(rows: NDArray[np.float64], seen: tuple[int, int], picture: tuple[in
         Face((row[0], row[1], row[2], row[3]), row[14], tuple(zip(row[4:14:2], row[5:14:2], strict=True)))  # type: ignore[arg-type]
         for row in order
     ]
+
+
+def use_threads(threads: int) -> None:
+    """Let OpenCV use so many threads, in the whole process: for a command, whose process is ours."""
+    opencv().setNumThreads(threads)

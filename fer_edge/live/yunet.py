@@ -114,7 +114,7 @@ def _trial(content: bytes) -> str:
                     return f"its output {name} has numbers that are none"
             YuNet(content, 0.5).detect(np.zeros((side, side, 3), np.uint8))
         except cv2.error as error:
-            return " ".join(str(getattr(error, "err", "") or error).split())[:200]
+            return " ".join(str(getattr(error, "err", "") or error).split())[:200].rstrip(".")
     return ""
 
 
