@@ -257,7 +257,8 @@ def test_an_option_that_would_say_nothing_is_refused(
     assert isinstance(by_name[needed], click.Option)
     assert isinstance(by_name[option], click.Option)
     value = [] if by_name[option].is_flag else ["1"]
-    assert_one_line(here(capsys, *path, f"--{option}", *value), f"--{option} goes with --{needed}")
+    typed = by_name[option].opts[0]
+    assert_one_line(here(capsys, *path, typed, *value), f"{typed} goes with --{needed.replace('_', '-')}")
 
 
 def test_members_of_an_npz_say_nothing_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
