@@ -24,7 +24,7 @@ from fer_edge.bundle import artefact_files, golden_set, open_bundle
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.console import emit, say
 
-from .camera_figures import camera, camera_rival, detector_size, endurance
+from .camera_figures import camera, camera_agreement, camera_rival, detector_size, endurance
 from .commands import Figures
 from .default_figures import agreement, card, rival
 from .harness_figures import harness, noise
@@ -230,7 +230,7 @@ def tree_mb(folder: Path) -> float:
 
 
 OTHERS = (rival, agreement, card, harness, noise, lighter, streams)
-for command in (*OTHERS, camera, camera_rival, detector_size, endurance):
+for command in (*OTHERS, camera, camera_agreement, camera_rival, detector_size, endurance):
     figures.add_command(command)
 
 
