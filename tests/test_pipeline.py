@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from watching import Kept, Pixels, Planted, Reel, always, face, kinds
 
 import fer_edge
-from fer_edge import Classifier
+from fer_edge import Classifier, FaceFinder
 from fer_edge.live.clock import Spread
 from fer_edge.live.events import Event, Summary
+from fer_edge.live.predictions import Align
 from fer_edge.live.sources import Gap
 
 
@@ -98,3 +101,28 @@ def test_percentiles_of_months_are_right_within_a_percent() -> None:
     for share in (1, 50, 99):
         assert spread.percentile(share) == pytest.approx(np.percentile(values, share), rel=0.011)
     assert Spread().as_dict() == {}
+
+
+def test_frames_of_another_size_show_the_same_face(clf: Classifier, picture: Pixels) -> None:
+    """A stream that goes on with twice the pixels: the face is where it was."""
+    large = np.kron(picture, np.ones((2, 2, 1), np.uint8))
+    planted = {n: [face(30 + n, 20, 40) if n < 10 else face(60 + 2 * n, 40, 80)] for n in range(20)}
+    *events, summary = fer_edge.watch(Reel([picture] * 10 + [large] * 20), clf, Planted(planted))
+    assert [kind for kind, _ in kinds(events) if kind != "change"] == ["appear", "end"]
+    assert isinstance(summary, Summary)
+    assert summary.tracks == 1
+
+
+@pytest.mark.parametrize("align", ["none", "eyes"])
+def test_a_face_that_stays_is_judged_as_in_a_photo(align: Align, clf: Classifier, portrait: Path, yunet: Path) -> None:
+    """The mean of equal features is the feature: a still film and ``predict_faces`` agree."""
+    with Image.open(portrait) as photo:
+        pixels = np.asarray(photo.convert("RGB").rotate(20, Image.Resampling.BICUBIC))
+    kept = Kept()
+    with FaceFinder(yunet) as finder:
+        (expected,) = clf.predict_faces(pixels, finder, align=align)
+        list(fer_edge.watch(Reel([pixels] * 6), clf, finder, align=align, outputs=[kept]))
+    (state,) = kept.steps[-1].tracks
+    assert state.prediction is not None
+    assert state.face.box == expected.box
+    assert state.prediction.scores == pytest.approx(expected.scores, abs=1e-5)

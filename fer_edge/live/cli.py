@@ -28,9 +28,9 @@ from fer_edge.manifest import digest_of
 from fer_edge.process import orderly
 
 from .events import Event, Summary
-from .faces import FaceFinder
+from .faces import LEAST_EYES, FaceFinder
 from .outputs import Output, Setup, open_outputs, output_needs, output_options
-from .pipeline import LEAST_EYES, LONGEST, WINDOW, Step
+from .pipeline import LONGEST, WINDOW, Step
 from .sources import SOURCE_OPTIONS, Gap, open_source, source_options
 from .watch import watch as run
 
@@ -52,6 +52,13 @@ REPORT_PERIOD = 600.0
     default=WINDOW,
     show_default=True,
     help="Seconds of the medium over which the looks at a face are averaged.",
+)
+@click.option(
+    "--align",
+    type=click.Choice(["none", "eyes"]),
+    default="none",
+    show_default=True,
+    help="Turn each face until its eyes are level.",
 )
 @click.option(
     "--least-eyes",
@@ -81,7 +88,7 @@ def watch(source: str, bundle: Path | None, detector: Path | None, longest: int,
     events and the summary."""
     engine_names = ("labels", "runtime", "device", "precision", "threads", "execution_precision")
     engine = {name: options.pop(name) for name in engine_names}
-    limits = {name: options.pop(name) for name in ("window", "least_eyes", "frames", "seconds")}
+    limits = {name: options.pop(name) for name in ("window", "align", "least_eyes", "frames", "seconds")}
     with ExitStack() as stack:
         opened = open_source(source, **{name: options.pop(name) for name in SOURCE_OPTIONS})
         stack.callback(opened.close)

@@ -16,13 +16,12 @@ from fer_edge.image import Box, face_corners, to_inputs
 
 from .clock import Laps
 from .events import Event, Kind
-from .faces import Face, FaceFinder
+from .faces import LEAST_EYES, Face, FaceFinder
 from .judgement import Judgement
+from .predictions import Align, eye_angle
 from .sources import Frame
 from .tracks import Sighting, Tracker
 
-LEAST_EYES = 12.0
-"""Pixels between the eyes below which a face is found and followed, but not judged."""
 LONGEST = 320
 """Pixels of the longer side of what the detector looks at in a video, unless told otherwise."""
 WINDOW = 1.0
@@ -65,14 +64,21 @@ class _Track:
 
 class Pipeline:
     """Faces of frames, found, followed and judged. ``step`` takes frames in order; ``end`` ends all tracks. Not to be shared
-    between threads. ``window`` and ``least_eyes`` as in :func:`fer_edge.watch`; ``count``: tracks so far."""
+    between threads. ``window``, ``align`` and ``least_eyes`` as in :func:`fer_edge.watch`; ``count``: tracks so far."""
 
     def __init__(
-        self, clf: Classifier, finder: FaceFinder, *, window: float = WINDOW, least_eyes: float = LEAST_EYES
+        self,
+        clf: Classifier,
+        finder: FaceFinder,
+        *,
+        window: float = WINDOW,
+        align: Align = "none",
+        least_eyes: float = LEAST_EYES,
     ) -> None:
         self._clf, self._finder, self._tracker = clf, finder, Tracker()
-        self._window, self._least_eyes = window, least_eyes
+        self._window, self._align, self._least_eyes = window, align, least_eyes
         self._tracks: dict[int, _Track] = {}
+        self._size: tuple[int, int] | None = None
         self.count = 0
 
     def step(self, frame: Frame, *, dropped: int = 0, due: float | None = None) -> Step:
@@ -84,6 +90,7 @@ class Pipeline:
 
         ``dropped``: of the frame's source, until now; it stands in the step."""
         laps = Laps()
+        self._fit(frame.size)
         faces = self._finder.find_frame(frame)
         laps("find")
         sightings, over = self._tracker.update(faces, frame.time)
@@ -109,6 +116,16 @@ class Pipeline:
     def end(self, moment: float, number: int) -> list[Event]:
         """End all tracks at ``moment``, seconds of the medium."""
         return self._end(self._tracker.end(), moment, number)
+
+    def _fit(self, size: tuple[int, int]) -> None:
+        """A stream may go on with frames of another size: a face is then in the same place of a larger or smaller frame."""
+        if self._size is not None and size != self._size:
+            across, down = size[0] / self._size[0], size[1] / self._size[1]
+            self._tracker.scale(across, down)
+            for track in self._tracks.values():
+                x, y, wide, high = track.box
+                track.box = (x * across, y * down, wide * across, high * down)
+        self._size = size
 
     def _classify(self, frame: Frame, sightings: Sequence[Sighting], due: float | None, laps: Laps) -> tuple[set[int], int]:
         """(tracks whose label has changed, faces that were classified)."""
@@ -136,14 +153,17 @@ class Pipeline:
         if face.eye_distance < self._least_eyes:
             return None
         spec = self._clf.bundle.manifest.input
+        size, color, scale = spec.size, spec.color, spec.crop.scale
         try:
-            left, top, right, bottom = face_corners(face.box, frame.size, scale=spec.crop.scale)
+            if self._align == "eyes":
+                return to_inputs(frame.pixels, size, color, [face.box], scale=scale, angles=[eye_angle(face)])[0]
+            left, top, right, bottom = face_corners(face.box, frame.size, scale=scale)
         except ImageError:  # a detector may see a face of which nothing lies in the picture
             return None
         x, y = max(left, 0), max(top, 0)
         part = frame.part(x, y, min(right, frame.size[0]), min(bottom, frame.size[1]))
         square = (float(left - x), float(top - y), float(right - left), float(bottom - top))
-        return to_inputs(part, spec.size, spec.color, [square])[0]
+        return to_inputs(part, size, color, [square])[0]
 
     def _event(self, kind: Kind, number: int, moment: float, frame: int) -> Event:
         track = self._tracks[number]

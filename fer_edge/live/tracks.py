@@ -74,6 +74,13 @@ class Tracker:
         numbers = {i: track.number for i, track in owners.items()}
         return [Sighting(n, face) for i, face in enumerate(faces) if (n := numbers.get(i)) is not None], over
 
+    def scale(self, across: float, down: float) -> None:
+        """Frames have so many times as many pixels from now on; what is in them stays where it is."""
+        for track in self._tracks:
+            track.x, track.across = track.x * across, track.across * across
+            track.y, track.down = track.y * down, track.down * down
+            track.size *= math.sqrt(across * down)
+
     def end(self) -> list[int]:
         """End all tracks: the source is lost or over."""
         over = [track.number for track in self._tracks if track.number is not None]

@@ -7,8 +7,9 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from fer_edge.arguments import checked
 from fer_edge.classifier import Classifier
@@ -16,9 +17,10 @@ from fer_edge.errors import FerEdgeError, UsageError
 
 from .clock import Spread
 from .events import Event, Summary
-from .faces import FaceFinder
+from .faces import LEAST_EYES, FaceFinder
 from .outputs import Fan, Output
-from .pipeline import LEAST_EYES, LONGEST, WINDOW, Pipeline, Step
+from .pipeline import LONGEST, WINDOW, Pipeline, Step
+from .predictions import Align
 from .sources import Frame, Gap, Source, open_source
 
 
@@ -29,6 +31,7 @@ def watch(
     finder: FaceFinder | None = None,
     *,
     window: float = WINDOW,
+    align: Align = "none",
     least_eyes: float = LEAST_EYES,
     frames: int | None = None,
     seconds: float | None = None,
@@ -38,9 +41,9 @@ def watch(
 
     ``source``: what ``open_source`` takes, a path, a camera's number, or an opened source; ``finder``: None opens one with
     the detector that is installed, which looks at pictures of 320 pixels. ``window``: seconds of the medium over which the
-    features of a face are averaged; ``least_eyes``: pixels between the eyes below which a face is found and followed, but
-    not judged. ``frames``, ``seconds``: end after so many frames that were looked at, or seconds of the medium (of a live
-    source: of the clock).
+    features of a face are averaged; ``align="eyes"`` turns each crop until the eyes are level; ``least_eyes``: pixels
+    between the eyes below which a face is found and followed, but not judged. ``frames``, ``seconds``: end after so many
+    frames that were looked at, or seconds of the medium (of a live source: of the clock).
 
     Of a file or folder every frame is looked at, and every face classified. Of a live source the newest frame is, and as
     many of its faces as there is time for: see :meth:`Pipeline.step`.
@@ -59,15 +62,15 @@ def watch(
         raise UsageError(f"frames must be a whole number of at least 1; got {frames}")
     if not isinstance(source, (str, os.PathLike, int)) and not (hasattr(source, "__iter__") and hasattr(source, "dropped")):
         raise UsageError(f"source must be a text, a path, a camera's number or a source; got {type(source).__name__}")
-    return _watch(source, clf, finder, window, least_eyes, frames, seconds, outputs)
+    pipeline = partial(Pipeline, clf, window=window, align=align, least_eyes=least_eyes)
+    return _watch(source, clf, finder, pipeline, frames, seconds, outputs)
 
 
 def _watch(
     source: str | os.PathLike[str] | int | Source,
     clf: Classifier,
     finder: FaceFinder | None,
-    window: float,
-    least_eyes: float,
+    opened_pipeline: Callable[[FaceFinder], Pipeline],
     frames: int | None,
     seconds: float | None,
     outputs: Sequence[Output],
@@ -81,7 +84,7 @@ def _watch(
         if seconds is not None and opened.live:  # one that delivers nothing gives no occasion to look at the clock
             stack.enter_context(_alarm(seconds, opened))
             seconds = None
-        pipeline = Pipeline(clf, finder, window=window, least_eyes=least_eyes)
+        pipeline = opened_pipeline(finder)
         tally, trouble = _Tally(opened.live), None
         try:
             for item in _limited(opened, frames, seconds):
