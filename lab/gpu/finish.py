@@ -9,15 +9,17 @@ from pathlib import Path
 
 import torch
 
+from fer_edge.accuracy import war_uar
 from fer_edge.converters.student.faces import Faces, load_faces
 from fer_edge.converters.student.network import StudentCheckpoint, StudentInTraining, save_student
-from fer_edge.converters.student.recipe import Recipe, TrainingData, TrainingPlan, war_uar
+from fer_edge.converters.student.recipe import Recipe, TrainingData, TrainingPlan
 from fer_edge.converters.student.run import Run, unit_features
 from fer_edge.converters.student.sentences import descriptions, phrases, stored_sentences
 from fer_edge.converters.student.train import fit_text
 
 from .course import read_course, restore
 from .pack import LABELS, held_out
+from .twins import near_duplicates
 
 
 def finish(students: Path, name: str, data: Path, output: Path, work: Path) -> None:
@@ -28,6 +30,8 @@ def finish(students: Path, name: str, data: Path, output: Path, work: Path) -> N
     assert train.labels is not None
     small = train if course.size == 48 else load_faces(data / "train.npz", LABELS)
     kept = ~held_out(small.images)
+    tests = test if course.size == 48 else load_faces(data / "public_test.npz", LABELS)
+    kept[near_duplicates(small.images, tests.images).first] = False
     faces = Faces(train.images[kept], train.images[kept], train.targets[kept], train.labels[kept])
     recipe = Recipe(
         epochs=notes["epochs"],
