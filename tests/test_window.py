@@ -221,9 +221,9 @@ def test_a_short_call_tries_every_network(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_files_of_earlier_runs_can_be_read() -> None:
     root = Path(__file__).parents[1] / "weights"
-    course, _ = read_course(root / "window-students.safetensors", "s66")
-    assert course.widths == COURSES["s66"].widths
-    assert read_course(root / "teacher-identity131.safetensors")[0].body == "identity"
+    course, _ = read_course(root / "window-students.safetensors", "s66b")
+    assert course.widths == COURSES["s66b"].widths
+    assert read_course(root / "teacher-identity131-1.safetensors")[0].body == "identity"
 
 
 @pytest.mark.parametrize("prior", [0.25, 0.5])
