@@ -1,5 +1,5 @@
-"""``python -m lab.held_out TRAIN.npz OUTPUT.npz``: the training faces that the trainings of ``lab.gpu`` never see, with their
-labels, for ``fer-edge calibrate``."""
+"""``python -m lab.held_out TRAIN.npz OUTPUT.npz``: the training faces that the trainings of ``lab.gpu`` never see, with
+their labels, for ``fer-edge calibrate``."""
 
 from __future__ import annotations
 

@@ -816,7 +816,7 @@ def test_wrong_label_sets(bundle: Path) -> None:
     no_prompt = arrays["prompts"].copy().view(np.uint32)
     no_prompt[0] = 0x110000
     bad = [
-        *(edited(arrays, **{k: None}) for k in arrays if k != "threshold"),
+        *(edited(arrays, **{k: None}) for k in arrays if k not in ("threshold", "least_length")),
         *(edited(arrays, threshold=np.array(v)) for v in (-0.1, 1.1, np.nan, np.inf, 1, [0.5], "x")),
         *(edited(arrays, least_length=np.array(v)) for v in (-0.1, np.nan, np.inf, 1, [0.5], "x")),
         edited(arrays, more=index),
@@ -846,7 +846,7 @@ def test_wrong_label_sets(bundle: Path) -> None:
     assert label_set(open_bundle(bundle), "rafdb7").labels == tuple(names.tolist())
     plant(bundle, "labels/rafdb7.npz", edited(arrays, threshold=None))
     assert label_set(open_bundle(bundle), "rafdb7").threshold == 0
-    plant(bundle, "labels/rafdb7.npz", edited(arrays, threshold=np.array(0.6)))
+    plant(bundle, "labels/rafdb7.npz", edited(arrays, threshold=np.array(0.6), least_length=None))
     assert label_set(open_bundle(bundle), "rafdb7").threshold == 0.6
     assert label_set(open_bundle(bundle), "rafdb7").least_length == 0
     plant(bundle, "labels/rafdb7.npz", edited(arrays, least_length=np.array(0.6)))

@@ -304,7 +304,7 @@ def test_a_bundle_may_be_named_by_b_everywhere() -> None:
 
 @pytest.mark.parametrize("path", PLACED, ids=" ".join)
 def test_two_different_bundles_are_refused(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = {"labels add": ["x.toml", "--text-encoder", "x"], "labels remove": ["moods"]}
+    arguments = {"labels add": ["x.toml", "--text-encoder", "x"], "labels remove": ["moods"], "calibrate": ["faces/"]}
     last = arguments.get(" ".join(path), [])
     done = here(capsys, *path, "one", *last, "-b", "other")
     assert_one_line(done, "two bundles", "one", "other")
@@ -859,8 +859,9 @@ def test_info_card(capsys: pytest.CaptureFixture[str]) -> None:
 def test_labels_list(capsys: pytest.CaptureFixture[str]) -> None:
     text = here(capsys, "labels", "list")
     assert text.code == 0
-    assert re.search(r"^ferplus8 \(default\) +happiness, sadness, .*, contempt$", text.out, re.MULTILINE)
-    assert re.search(r"^rafdb7 +happiness, sadness, .*, fear$", text.out, re.MULTILINE)
+    certain = r"certain from 0\.\d+ +happiness, sadness, .*"
+    assert re.search(rf"^ferplus8 \(default\) +{certain}, contempt$", text.out, re.MULTILINE)
+    assert re.search(rf"^rafdb7 +{certain}, fear$", text.out, re.MULTILINE)
 
     done = here(capsys, "labels", "list", "--json")
     assert (done.code, done.err) == (0, "")

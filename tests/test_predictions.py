@@ -47,7 +47,7 @@ def test_a_prediction(clf: fer_edge.Classifier, portrait: Path) -> None:
 
 def test_certain_is_the_label_sets_threshold(bundle: Path, portrait: Path) -> None:
     opened = open_bundle(bundle)
-    plain = label_set(opened, "ferplus8")
+    plain = replace(label_set(opened, "ferplus8"), threshold=0.0, least_length=0.0)
     with fer_edge.load(bundle, threads=1) as clf:
         score = clf.predict(portrait).score
     for name, threshold in (("below", score - 1e-9), ("at", score), ("above", score + 1e-9)):
@@ -60,7 +60,7 @@ def test_certain_is_the_label_sets_threshold(bundle: Path, portrait: Path) -> No
 def test_certain_is_the_features_length_too(bundle: Path, portrait: Path) -> None:
     """By every way to a prediction; of a clip it is the length of the mean feature."""
     opened = open_bundle(bundle)
-    plain = label_set(opened, "ferplus8")
+    plain = replace(label_set(opened, "ferplus8"), threshold=0.0, least_length=0.0)
     with fer_edge.load(bundle, threads=1) as clf:
         (feature,) = clf.features([portrait])
         score = clf.predict(portrait).score
