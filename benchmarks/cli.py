@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
         "fer-edge evaluate faces/",
         "fer-edge evaluate test.npz --truth labels --classes names -b my-bundle/ --json",
         "fer-edge evaluate faces/ --robustness --html report.html",
+        "fer-edge evaluate photos/ --faces",
     ),
+    needs={"detector": "faces"},
 )
 @click.argument("data", type=click.Path(path_type=Path))
 @bundle_option
@@ -53,6 +56,16 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Also spoil every face as cameras do: turned, dark, blurred, noisy, small, compressed, half hidden; more and less.",
 )
+@click.option(
+    "--faces",
+    is_flag=True,
+    help="DATA holds photos: the largest face of each is found and judged (extra live). One without a face counts as wrong.",
+)
+@click.option(
+    "--detector",
+    metavar="FILE",
+    help="Weights of YuNet, or the name of another package's detector. Default: what 'fer-edge faces fetch' has fetched.",
+)
 @click.option("--html", "html_file", type=click.Path(path_type=Path), help="Write the figures as a page with plots.")
 @labels_option
 @engine_options
@@ -65,6 +78,8 @@ def evaluate(
     skip_unknown: bool,
     recursive: bool,
     robustness: bool,
+    faces: bool,
+    detector: str | None,
     html_file: Path | None,
     as_json: bool,
     **options: Any,
@@ -78,10 +93,12 @@ def evaluate(
     --robustness counts the same faces spoilt in seven ways. Eight of their strengths, marked in the table, are what
     figures of different models are compared by. It takes more than twenty times as long.
     """
+    if robustness and faces:
+        raise click.UsageError("--robustness spoils face crops, and --faces takes photos", click.get_current_context())
     need_extra("rich", extra="bench")
     if html_file is not None:
         need_extra("matplotlib", extra="bench")
-    from fer_edge.classifier import load
+    from fer_edge import FaceFinder, load
     from fer_edge.labelled import read_faces
 
     from .evaluate import evaluate as run
@@ -90,11 +107,15 @@ def evaluate(
 
     if html_file is not None:
         check_target(html_file)
-    faces = read_faces(data, truth, classes, recursive)
-    with load(bundle, **options) as clf, fraction(sys.stderr, "evaluating") as progress:
-        result = run(clf, faces, skip_unknown, progress, robustness)
+    labelled = read_faces(data, truth, classes, recursive)
+    with load(bundle, **options) as clf, ExitStack() as stack:
+        finder = stack.enter_context(FaceFinder(detector)) if faces else None
+        progress = stack.enter_context(fraction(sys.stderr, "evaluating"))
+        result = run(clf, labelled, skip_unknown, progress, robustness, finder)
     for entry in result.unreadable:
         say(f"Left out, unreadable: {entry['error']}")
+    for photo in result.missed or ():
+        say(f"Counted as wrong: {photo.image} has {photo.why}")
     problem = None if html_file is None else try_write(html_file, _page(result))  # first, as 'bench' does
     emit(result.as_json()) if as_json else show(evaluation_text(result))
     if problem is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from fer_edge.accuracy import (
     uar,
     war,
 )
-from fer_edge.classifier import Classifier
+from fer_edge.classifier import Classifier, Prediction
 from fer_edge.errors import ImageError, LabelError, UsageError
 from fer_edge.folders import IgnoredFile
 from fer_edge.image import ImageLike, load_picture
@@ -31,7 +31,19 @@ from fer_edge.labelled import LabelledFaces, label_of
 
 from .robustness import Robustness, SpoiltAnswers, pixels_of
 
+if TYPE_CHECKING:
+    from fer_edge import FaceFinder
+
 COVERAGES = tuple(k / 10 for k in range(1, 11))
+
+
+@dataclass(frozen=True)
+class MissedPhoto:
+    """A photo without a face that could be judged."""
+
+    image: str
+    label: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,11 @@ class Evaluation:
     ``certain`` is the share of answers that reach the label set's threshold, ``certain_error`` the share of these that
     is wrong (None of none), and ``error_at_coverage`` that of the surest answers, by their share ("0.8"). ``left_out``
     counts what has no usable label, the files in ``ignored`` among it, which are no faces. ``robustness``: the same of
-    spoilt faces, where that was asked for."""
+    spoilt faces, where that was asked for.
+
+    Of photos, in which a finder looks for the face first, there are ``detector``, ``not_found`` (label -> photos without a
+    face that could be judged) and ``missed``, which names these. They count as wrong in ``war``, ``uar``, recall and the
+    intervals, and in ``n``; ``confusion`` and what is said of probabilities are of the others."""
 
     n: int
     war: float
@@ -68,11 +84,15 @@ class Evaluation:
     execution_precision: str
     label_set: str
     robustness: Robustness | None = None
+    detector: str | None = None
+    not_found: dict[str, int] | None = None
+    missed: tuple[MissedPhoto, ...] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         found = asdict(replace(self, robustness=None))
-        del found["robustness"]
+        for name in ("robustness", *(() if self.detector else ("detector", "not_found", "missed"))):
+            del found[name]
         return found | (self.robustness.as_json() if self.robustness else {})
 
 
@@ -82,12 +102,16 @@ def evaluate(
     skip_unknown: bool = False,
     on_face: Callable[[float], None] = lambda done: None,
     robustness: bool = False,
+    finder: FaceFinder | None = None,
 ) -> Evaluation:
     """Classify every face and count. ``on_face`` gets the fraction done; ``robustness``: each face in every way of
-    :mod:`.robustness` as well, which takes more than twenty times as long.
+    :mod:`.robustness` as well, which takes more than twenty times as long. ``finder``: the images are photos, and the
+    largest face of each is judged.
 
     Raises LabelError for a class that is no label of the set (unless ``skip_unknown``), UsageError when nothing is left
-    to count."""
+    to count, and for ``robustness`` of photos."""
+    if robustness and finder is not None:
+        raise UsageError("robustness spoils face crops, and not the photos that a finder looks at; ask for one of them")
     meaning = {name: label_of(name, clf.labels) for name in dict.fromkeys(faces.classes)}
     unknown = [name for name, label in meaning.items() if label is None]
     if unknown and not skip_unknown:
@@ -98,17 +122,20 @@ def evaluate(
     position = {label: i for i, label in enumerate(clf.labels)}
 
     def answered(image: ImageLike) -> tuple[int, float, bool]:
-        answer = clf.predict(image)
+        answer = clf.predict(image) if finder is None else _largest(clf, image, finder)
         return position[answer.label], answer.score, answer.certain
 
     spoilt = SpoiltAnswers(answered) if robustness else None
     truth, predicted, confidence, certain, unreadable = [], [], [], [], []
+    missed: list[MissedPhoto] = []
     for i, (image, label) in enumerate(_known(faces, meaning)):
         try:
             pixels = None if spoilt is None else pixels_of(load_picture(image))
             place, sure, reached = answered(image)
+        except _NoFaceError as error:
+            missed.append(MissedPhoto(_name(image, i), label, str(error)))
         except ImageError as error:
-            unreadable.append({"image": str(image) if isinstance(image, (str, Path)) else f"image {i}", "error": str(error)})
+            unreadable.append({"image": _name(image, i), "error": str(error)})
         else:
             predicted.append(place)
             confidence.append(sure)
@@ -119,12 +146,33 @@ def evaluate(
         on_face((i + 1) / len(faces.images))
     if not truth:
         why = f"; the first reason: {unreadable[0]['error']}" if unreadable else ": none has a label of this set"
+        why = f"; the first reason: {missed[0].image} has {missed[0].why}" if missed else why
         raise UsageError(f"no face could be evaluated{why}")
     skipped = {name: sum(c == name for c in faces.classes) for name in unknown}
     right = np.array(truth)
     answers = _Answers(np.array(predicted), np.array(confidence), np.array(certain))
-    found = _counted(clf, right, answers, faces, skipped, unreadable)
+    found = _counted(clf, right, answers, faces, skipped, unreadable, missed)
+    if finder is not None:
+        counts = {label: sum(photo.label == label for photo in missed) for label in clf.labels}
+        return replace(found, detector=finder.name, not_found=counts, missed=tuple(missed))
     return found if spoilt is None else replace(found, robustness=spoilt.figures(right))
+
+
+class _NoFaceError(Exception):
+    """A photo has no face that could be judged; the message is what it has."""
+
+
+def _largest(clf: Classifier, photo: ImageLike, finder: FaceFinder) -> Prediction:
+    faces = clf.predict_faces(photo, finder)
+    if not faces:
+        raise _NoFaceError("no face")
+    if faces[0].prediction is None:
+        raise _NoFaceError(f"a face that is too small to be judged ({faces[0].eye_distance:.0f} pixels between the eyes)")
+    return faces[0].prediction
+
+
+def _name(image: ImageLike, number: int) -> str:
+    return str(image) if isinstance(image, (str, Path)) else f"image {number}"
 
 
 @dataclass(frozen=True)
@@ -150,18 +198,21 @@ def _counted(
     faces: LabelledFaces,
     skipped: dict[str, int],
     unreadable: list[dict[str, str]],
+    missed: list[MissedPhoto],
 ) -> Evaluation:
     confidence, certain, right = answers.confidence, answers.certain, answers.predicted == truth
     table = confusion_matrix(truth, answers.predicted, len(clf.labels))
+    lost = np.array([[sum(photo.label == label for photo in missed)] for label in clf.labels])
+    every = np.hstack([table, lost])
     return Evaluation(
-        n=len(truth),
-        war=war(table),
-        uar=uar(table),
-        intervals=intervals(table, clf.labels),
+        n=int(every.sum()),
+        war=war(every),
+        uar=uar(every),
+        intervals=intervals(every, clf.labels),
         labels=clf.labels,
         confusion=table.tolist(),
-        per_class_recall=recall_by_label(table, clf.labels),
-        per_class_count={label: int((truth == i).sum()) for i, label in enumerate(clf.labels)},
+        per_class_recall=recall_by_label(every, clf.labels),
+        per_class_count={label: int(every[i].sum()) for i, label in enumerate(clf.labels)},
         calibration_error=calibration_error(confidence, right),
         reliability=reliability(confidence, right),
         certain=float(certain.mean()),

@@ -1,7 +1,8 @@
 """How accurate answers are, and how far such a figure can be trusted.
 
-A confusion matrix (K, K) has the truth in rows and the answer in columns. WAR is the share of right answers (accuracy),
-UAR the mean recall of the classes present; all are fractions of 1. A truth of -1 is no truth: it counts nowhere.
+A confusion matrix (K, K) has the truth in rows and the answer in columns; it may have one more column, of faces without an
+answer. WAR is the share of right answers (accuracy), UAR the mean recall of the classes present; all are fractions of 1.
+A truth of -1 is no truth: it counts nowhere.
 Intervals are drawn by the bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13) with a
 fixed seed: to draw n faces with replacement is to draw their cells from the multinomial distribution of their shares."""
 
@@ -105,14 +106,15 @@ def war_uar(predicted: Positions, truth: Positions) -> tuple[float, float]:
 
 def intervals(confusion: NDArray[np.int64], labels: Sequence[str], draws: int = DRAWS) -> Intervals:
     """95% intervals from a confusion matrix of at least one face. A class that a draw misses is not in that draw's UAR."""
-    n, k = int(confusion.sum()), len(labels)
-    cells = np.union1d(np.flatnonzero(confusion), k * k - 1)  # of many labels, most have no face; the last takes the rest
+    n, (k, columns) = int(confusion.sum()), confusion.shape
+    cells = np.union1d(np.flatnonzero(confusion), k * columns - 1)  # most labels have no face; the last takes the rest
     drawn = np.random.default_rng(0).multinomial(n, confusion.ravel()[cells] / n, draws)
     right, faces = np.zeros((draws, k)), np.zeros((draws, k), np.int64)
     for cell, counts in zip(cells, drawn.T, strict=True):
-        faces[:, cell // k] += counts
-        if cell // k == cell % k:
-            right[:, cell // k] = counts
+        row = cell // columns
+        faces[:, row] += counts
+        if row == cell % columns:
+            right[:, row] = counts
     drawn_recalls = np.divide(right, faces, out=np.full((draws, k), np.nan), where=faces > 0)
     present = confusion.sum(1) > 0
     by_class = {label: _middle(drawn_recalls[:, i]) if present[i] else None for i, label in enumerate(labels)}

@@ -14,7 +14,7 @@ from fer_edge.page import INK, bullets, page, plot, table
 from ..evaluate import Evaluation
 from ..robustness import Robustness, SpoiltFigures
 from .plots import ACCENT, SOFT, WIDTH, WRONG
-from .screen import certain_text
+from .screen import certain_text, missed_text
 from .tables import SPOILT_HEAD, spoilt_line, spoilt_rows
 
 RECALL_HEAD = ("class", "faces", "recall", "95% interval")
@@ -24,8 +24,10 @@ def evaluation_page(result: Evaluation) -> str:
     """The whole page."""
     war, uar = ("{:.1%} to {:.1%}".format(*pair) for pair in (result.intervals.war, result.intervals.uar))
     ran = f"{result.runtime} {result.precision} on {result.device}, labels {result.label_set}"
+    what = "photos" if result.detector else "faces"
     notes = [
-        f"{result.n} faces: WAR {result.war:.1%} ({war}), UAR {result.uar:.1%} ({uar}); 95% intervals",
+        f"{result.n} {what}: WAR {result.war:.1%} ({war}), UAR {result.uar:.1%} ({uar}); 95% intervals",
+        *([missed_text(result)] if result.detector else ()),
         f"calibration error {result.calibration_error:.1%}; {certain_text(result)}",
         *ignored_lines(result.ignored),
     ]

@@ -29,22 +29,31 @@ def evaluation_text(result: Evaluation) -> str:
     ran = f"{result.runtime} {result.precision} on {result.device}"
     skipped = sum(result.skipped_classes.values())
     unlabelled = result.left_out - len(result.ignored)
+    what, lost = ("photos", ["no face"]) if result.not_found else ("faces", [])
     war, uar = ("{:.1%} to {:.1%}".format(*pair) for pair in (result.intervals.war, result.intervals.uar))
     lines = [
-        f"{result.n} faces: WAR {result.war:.2%}, UAR {result.uar:.2%} ({ran}, labels {result.label_set})",
+        f"{result.n} {what}: WAR {result.war:.2%}, UAR {result.uar:.2%} ({ran}, labels {result.label_set})",
         f"95% intervals: WAR {war}, UAR {uar}",
         f"calibration error {result.calibration_error:.1%}; wrong of the surest 80%: {result.error_at_coverage['0.8']:.1%}; "
         + certain_text(result),
+        *([missed_text(result)] if result.detector else ()),
         f"left out: {unlabelled} without a label, {skipped} of unknown classes, {len(result.unreadable)} unreadable",
         *map(printable, ignored_lines(result.ignored)),
         "",
-        f"{corner:<{width}}  recall  " + " ".join(f"{label[:9]:>9}" for label in result.labels),
+        f"{corner:<{width}}  recall  " + " ".join(f"{label[:9]:>9}" for label in (*result.labels, *lost)),
     ]
     for label, row in zip(result.labels, result.confusion, strict=True):
         recall = result.per_class_recall[label]
         shown = f"{recall:6.1%}" if recall is not None else "     -"
+        row = [*row, result.not_found[label]] if result.not_found else row
         lines.append(f"{label:<{width}}  {shown}  " + " ".join(f"{count:>9}" for count in row))
     return "\n".join([*lines, *(_spoilt_lines(result.robustness) if result.robustness else ())])
+
+
+def missed_text(result: Evaluation) -> str:
+    """How many photos have no face that could be judged, and what they count as."""
+    count = len(result.missed or ())
+    return f"the largest face of each photo, by {result.detector}; {count} without a face that can be judged count as wrong"
 
 
 def certain_text(result: Evaluation) -> str:
