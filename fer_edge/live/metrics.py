@@ -87,7 +87,7 @@ class Metrics:
         age.set_function(lambda: time.monotonic() - self._seen)
         Info("fer_edge", "What is watched, and with what.", registry=registry).info(facts(setup))
         ProcessCollector(registry=registry)
-        registry.register(_Box())
+        registry.register(Box())
         for event in ("appear", "change", "end"):
             self._events.labels(event)
         for label in setup.labels:
@@ -152,6 +152,7 @@ def facts(setup: Setup) -> dict[str, str]:
     """The labels of ``fer_edge_info``."""
     return {
         "version": __version__,
+        "source": setup.source,
         "bundle": setup.bundle,
         "digest": setup.digest,
         "runtime": setup.runtime,
@@ -162,18 +163,21 @@ def facts(setup: Setup) -> dict[str, str]:
     }
 
 
-class _Box:
+class Box:
     """What the box's sensors say at a scrape; what it has no sensor for is left out."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         degrees = GaugeMetricFamily("fer_edge_box_temperature_celsius", "Of the box, by sensor.", labels=["sensor"])
-        for sensor, value in temperatures().items():
+        for sensor, value in temperatures(self._root).items():
             degrees.add_metric([sensor], value)
         yield degrees
         seconds = CounterMetricFamily("fer_edge_box_cpu_seconds", "Of all processors of the box, by mode.", labels=["mode"])
-        for mode, value in processor_seconds().items():
+        for mode, value in processor_seconds(self._root).items():
             seconds.add_metric([mode], value)
         yield seconds
 

@@ -308,7 +308,7 @@ def encode(step: Step) -> bytes:
     """The frame as JPEG, no side longer than LONGEST."""
     import cv2
 
-    pixels = step.frame.pixels
+    pixels = step.frame.pixels  # made already where a face was cut out; ``bgr`` keeps tables for the detector's size alone
     high, wide = pixels.shape[:2]
     shrink = max(high, wide) / LONGEST
     if shrink > 1:
@@ -321,7 +321,7 @@ def encode(step: Step) -> bytes:
 
 def faces(step: Step) -> dict[str, Any]:
     """What is drawn on a picture; boxes in pixels of the frame."""
-    high, wide = step.frame.pixels.shape[:2]
+    wide, high = step.frame.size  # under the lock: nothing is decoded here
     return {"width": wide, "height": high, "faces": [_face(state) for state in step.tracks]}
 
 
