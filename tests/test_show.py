@@ -529,6 +529,49 @@ def test_no_viewer_no_work_and_many_viewers_one_work(show: Show, monkeypatch: py
     assert len(made) < number - 100
 
 
+def test_one_thread_at_a_time_makes_pictures(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly: frames and viewers wait for nobody, and newer frames are not begun beside it."""
+    at_work, most, over = 0, 0, threading.Event()
+
+    def encode(step: Step) -> bytes:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        time.sleep(0.1)
+        at_work -= 1
+        return b"x"
+
+    monkeypatch.setattr(shown, "encode", encode)
+    monkeypatch.setattr(shown, "PICTURES", 1000.0)
+    monkeypatch.setattr(shown, "BEAT_SECONDS", 1.0)
+
+    def look(viewer: int) -> None:
+        while not over.is_set():
+            following(show, f"v{viewer}", picture=0)
+
+    threads = [threading.Thread(target=look, args=(viewer,)) for viewer in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(100):
+        show.step(step(number))
+        time.sleep(0.005)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+
+
+def test_a_new_frame_is_shown_when_it_comes(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shown, "BEAT_SECONDS", 60.0)  # nobody would wait for that
+    found: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: found.append(following(show)[0]))
+    thread.start()
+    until(lambda: show._waiting)
+    show.step(step())
+    thread.join()
+    assert found[0]["picture"]["number"] == 1
+
+
 def test_the_ninth_viewer_waits(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
     for viewer in range(VIEWERS):
         assert following(show, f"v{viewer}", still=1)[0]["viewers"] == viewer + 1
@@ -544,15 +587,30 @@ def test_the_end_is_told_before_the_silence() -> None:
     found = page()
     found.step(step())
     last: list[dict[str, Any]] = []
-    about, _ = following(found)
-    thread = threading.Thread(target=lambda: last.append(following(found, run=about["run"], picture=1)[0]))
-    thread.start()
+    closes = threading.Event()
+
+    def look(viewer: str, wait: float) -> None:
+        run = following(found, viewer)[0]["run"]
+        began.wait()
+        closes.wait(wait)
+        last.append(following(found, viewer, run=run, picture=1)[0])
+
+    began = threading.Barrier(3)
+    threads = [threading.Thread(target=look, args=("asks", 0.0)), threading.Thread(target=look, args=("draws", 10.0))]
+    for thread in threads:
+        thread.start()
+    began.wait()
     until(lambda: found._waiting)
+    idle = socket.create_connection(("127.0.0.1", port(found)))
+    until(lambda: numbers()[0] >= before[0] + 5)
+    threading.Timer(0.2, closes.set).start()
     found.close()
-    thread.join()
+    for thread in threads:
+        thread.join()
     found.close()
-    assert last[0]["state"] == "ended"
-    assert numbers() == before
+    idle.close()
+    assert [about["state"] for about in last] == ["ended", "ended"], "also to one that was drawing meanwhile"
+    assert numbers() == before, "and nothing of it is left when it is closed"
     with pytest.raises(ConnectionRefusedError):
         ask(found)
 
@@ -680,6 +738,10 @@ def test_a_pause_is_of_the_picture_alone(browser: Browser, scene: np.ndarray, yu
         assert "watch goes on" in browser.run("el('pausing').innerText")
         browser.click("#pause")
         browser.wait("el('state').innerText === 'Live'")
+        flight = "(async () => { const asked = ask(); paused = true; const before = shown.number; await asked; return [before, shown.number]; })()"
+        before, after = browser.run(flight)
+        assert before == after, "what was on its way when the button was pressed is not shown either"
+        browser.run("paused = false")
         browser.wait(f"el('picture').toDataURL() !== {json.dumps(still)}")
         assert browser.run("el('picture').getContext('2d').getImageData(300, 200, 1, 1).data[0]") > 190
 
