@@ -720,6 +720,16 @@ def test_what_is_seen(browser: Browser, scene: np.ndarray, yunet: Path, width: i
         assert browser.log == [], "its own policy blocks nothing that it needs"
 
 
+IN_FLIGHT = """
+(async () => {
+  const asked = ask(), before = shown.number;
+  paused = true;
+  await asked;
+  return [before, shown.number];
+})()
+"""
+
+
 def test_a_pause_is_of_the_picture_alone(browser: Browser, scene: np.ndarray, yunet: Path) -> None:
     with watching(scene, yunet) as (camera, output):
         browser.open(output.url)
@@ -738,8 +748,7 @@ def test_a_pause_is_of_the_picture_alone(browser: Browser, scene: np.ndarray, yu
         assert "watch goes on" in browser.run("el('pausing').innerText")
         browser.click("#pause")
         browser.wait("el('state').innerText === 'Live'")
-        flight = "(async () => { const asked = ask(); paused = true; const before = shown.number; await asked; return [before, shown.number]; })()"
-        before, after = browser.run(flight)
+        before, after = browser.run(IN_FLIGHT)
         assert before == after, "what was on its way when the button was pressed is not shown either"
         browser.run("paused = false")
         browser.wait(f"el('picture').toDataURL() !== {json.dumps(still)}")

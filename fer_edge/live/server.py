@@ -137,7 +137,7 @@ class _Listener(ThreadingHTTPServer):
         self._due: dict[socket.socket, float] = {}
         """Connection -> when it is cut; infinity while its answer is made."""
         self._workers: set[threading.Thread] = set()
-        super().__init__(address.sockaddr, _Handler)  # type: ignore[arg-type]  # of IPv6 they are four
+        super().__init__(address.sockaddr, _Handler)
 
     def server_bind(self) -> None:
         TCPServer.server_bind(self)  # HTTPServer's asks the network for this box's name
