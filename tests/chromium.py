@@ -100,6 +100,11 @@ class Browser:
         self.call(
             "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         )
+        self._go("about:blank")
+        self.log.clear()  # of the page before, which may have complained until its end
+        self._go(url)
+
+    def _go(self, url: str) -> None:
         loader = self.call("Page.navigate", url=url)["loaderId"]
         until(lambda: self.call("Page.getFrameTree")["frameTree"]["frame"]["loaderId"] == loader)
         self.wait("document.readyState === 'complete'")

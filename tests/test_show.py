@@ -713,8 +713,8 @@ def test_what_is_seen(browser: Browser, scene: np.ndarray, yunet: Path, width: i
         assert browser.run("el('picture').getAttribute('aria-label')") == "Picture with happiness"
         assert re.fullmatch(r"1\s*happiness\s*[0-9]+%", browser.run("el('faces').innerText"))
         assert re.fullmatch(r"1\s*appeared: happiness\s*[0-9]+ s ago", browser.run("el('events').innerText"))
-        assert re.fullmatch(r"0\.[0-9]+ s", browser.run("el('age').innerText"))
-        assert browser.run("el('state').innerText") == "Live"
+        assert re.fullmatch(r"[0-9]+(\.[0-9]+)? s", browser.run("el('age').innerText"))
+        browser.wait("el('state').innerText === 'Live'")
         assert browser.run("document.documentElement.scrollWidth") <= width
         assert "Nothing is stored" in browser.run("document.body.innerText")
         assert browser.log == [], "its own policy blocks nothing that it needs"
