@@ -435,6 +435,11 @@ def numbers() -> tuple[int, int]:
     return threading.active_count(), len(os.listdir("/proc/self/fd"))
 
 
+def back_to(before: tuple[int, int]) -> None:
+    """Wait until there are no more of both; a thread of an earlier test may have ended meanwhile."""
+    until(lambda: all(now <= then for now, then in zip(numbers(), before, strict=True)))
+
+
 def test_nothing_is_left_of_fifty_visitors(show: Show) -> None:
     shown.encode(step())  # what a first use opens
     before = numbers()
@@ -445,7 +450,7 @@ def test_nothing_is_left_of_fifty_visitors(show: Show) -> None:
             connection.sendall(f"GET {line} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             if number % 3:
                 connection.recv(1)
-    until(lambda: numbers() == before)
+    back_to(before)
 
 
 def test_a_hundred_idle_connections_keep_nobody_out(show: Show) -> None:
@@ -459,7 +464,7 @@ def test_a_hundred_idle_connections_keep_nobody_out(show: Show) -> None:
     finally:
         for connection in idle:
             connection.close()
-    until(lambda: numbers() == before)
+    back_to(before)
 
 
 def test_slow_senders_and_slow_readers_are_cut(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,7 +491,7 @@ def test_slow_senders_and_slow_readers_are_cut(show: Show, monkeypatch: pytest.M
         until(is_cut)
     for number in range(100):
         show.step(step(number))  # would hang if a viewer held the frames
-    until(lambda: numbers()[0] == before[0])
+    until(lambda: numbers()[0] <= before[0])
     deaf.close()
 
 
@@ -608,9 +613,12 @@ def test_the_end_is_told_before_the_silence() -> None:
     for thread in threads:
         thread.join()
     found.close()
+    assert not [thread for thread in threading.enumerate() if "process_request" in thread.name], (
+        "nobody works for it any more"
+    )
     idle.close()
     assert [about["state"] for about in last] == ["ended", "ended"], "also to one that was drawing meanwhile"
-    assert numbers() == before, "and nothing of it is left when it is closed"
+    back_to(before)  # and nothing of it is left when it is closed
     with pytest.raises(ConnectionRefusedError):
         ask(found)
 
