@@ -93,6 +93,11 @@ class Classifier:
         """Name of the label set in use."""
         return self._set.name
 
+    @property
+    def threshold(self) -> float:
+        """The probability from which a label can be certain; 0: the label set has no such bar."""
+        return self._set.threshold
+
     @checked("image")
     def predict(
         self,

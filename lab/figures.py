@@ -29,6 +29,7 @@ from .commands import Figures
 from .default_figures import agreement, card, rival
 from .harness_figures import harness, noise
 from .operations_figures import lighter, streams
+from .steadiness_figures import steadiness
 
 FER_EDGE = str(Path(sys.executable).with_name("fer-edge"))
 BARE_LITERT = """\
@@ -230,7 +231,7 @@ def tree_mb(folder: Path) -> float:
 
 
 OTHERS = (rival, agreement, card, harness, noise, lighter, streams)
-for command in (*OTHERS, camera, camera_agreement, camera_rival, detector_size, endurance):
+for command in (*OTHERS, camera, camera_agreement, camera_rival, detector_size, endurance, steadiness):
     figures.add_command(command)
 
 

@@ -29,8 +29,9 @@ from fer_edge.process import orderly
 
 from .events import Event, Summary
 from .faces import LEAST_EYES, FaceFinder
+from .judgement import WINDOW
 from .outputs import Output, Setup, open_outputs, output_needs, output_options
-from .pipeline import LONGEST, WINDOW, Step
+from .pipeline import LONGEST, Step
 from .sources import SOURCE_OPTIONS, Gap, open_source, source_options
 from .watch import watch as run
 

@@ -17,15 +17,13 @@ from fer_edge.image import Box, face_corners, to_inputs
 from .clock import Laps
 from .events import Event, Kind
 from .faces import LEAST_EYES, Face, FaceFinder
-from .judgement import Judgement
+from .judgement import WINDOW, Judgement
 from .predictions import Align, eye_angle
 from .sources import Frame
 from .tracks import Sighting, Tracker
 
 LONGEST = 320
 """Pixels of the longer side of what the detector looks at in a video, unless told otherwise."""
-WINDOW = 1.0
-"""Seconds of the medium whose faces are judged together."""
 
 
 @dataclass(frozen=True)

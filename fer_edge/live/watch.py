@@ -18,8 +18,9 @@ from fer_edge.errors import FerEdgeError, UsageError
 from .clock import Spread
 from .events import Event, Summary
 from .faces import LEAST_EYES, FaceFinder
+from .judgement import WINDOW
 from .outputs import Fan, Output
-from .pipeline import LONGEST, WINDOW, Pipeline, Step
+from .pipeline import LONGEST, Pipeline, Step
 from .predictions import Align
 from .sources import Frame, Gap, Source, open_source
 
