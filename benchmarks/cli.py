@@ -52,6 +52,11 @@ if TYPE_CHECKING:
 @click.option("--skip-unknown", is_flag=True, help="Leave out classes that are no label of the set, instead of stopping.")
 @click.option("--recursive", is_flag=True, help="Also take the images in folders within a class folder.")
 @click.option(
+    "--leave-out",
+    type=click.Path(path_type=Path),
+    help="A file with a line for each picture that shall not count, as 'twins -o' writes it.",
+)
+@click.option(
     "--robustness",
     is_flag=True,
     help="Also spoil every face as cameras do: turned, dark, blurred, noisy, small, compressed, half hidden; more and less.",
@@ -77,6 +82,7 @@ def evaluate(
     classes: str | None,
     skip_unknown: bool,
     recursive: bool,
+    leave_out: Path | None,
     robustness: bool,
     faces: bool,
     detector: str | None,
@@ -107,7 +113,7 @@ def evaluate(
 
     if html_file is not None:
         check_target(html_file)
-    labelled = read_faces(data, truth, classes, recursive)
+    labelled = read_faces(data, truth, classes, recursive, leave_out)
     with load(bundle, **options) as clf, ExitStack() as stack:
         finder = stack.enter_context(FaceFinder(detector)) if faces else None
         progress = stack.enter_context(fraction(sys.stderr, "evaluating"))

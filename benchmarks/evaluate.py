@@ -54,8 +54,8 @@ class Evaluation:
     probability of the answers and the share of right ones lie apart, in the mean over the bins of ``reliability``.
     ``certain`` is the share of answers that reach the label set's threshold, ``certain_error`` the share of these that
     is wrong (None of none), and ``error_at_coverage`` that of the surest answers, by their share ("0.8"). ``left_out``
-    counts what has no usable label, the files in ``ignored`` among it, which are no faces. ``robustness``: the same of
-    spoilt faces, where that was asked for.
+    counts what has no usable label, the files in ``ignored`` among it, which are no faces, and ``named_out`` what a list
+    named. ``robustness``: the same of spoilt faces, where that was asked for.
 
     Of photos, in which a finder looks for the face first, there are ``detector``, ``not_found`` (label -> photos without a
     face that could be judged) and ``missed``, which names these. They count as wrong in ``war``, ``uar``, recall and the
@@ -75,6 +75,7 @@ class Evaluation:
     certain_error: float | None
     error_at_coverage: dict[str, float]
     left_out: int
+    named_out: int
     ignored: tuple[IgnoredFile, ...]
     skipped_classes: dict[str, int]
     unreadable: list[dict[str, str]]
@@ -219,6 +220,7 @@ def _counted(
         certain_error=float(1 - right[certain].mean()) if certain.any() else None,
         error_at_coverage={f"{share:g}": error_at_coverage(confidence, right, share) for share in COVERAGES},
         left_out=faces.left_out + len(faces.ignored),
+        named_out=faces.named_out,
         ignored=faces.ignored,
         skipped_classes=skipped,
         unreadable=unreadable,

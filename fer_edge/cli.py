@@ -47,6 +47,7 @@ ROOM_COMMANDS = {
     "convert": ("fer_edge.converters.cli:convert", "Quantize a CLIP or a student, with its projection, into a bundle."),
     "evaluate": ("fer_edge.benchmarks.cli:evaluate", "WAR, UAR, confusion and recall on labelled faces."),
     "faces": ("fer_edge.live.cli_faces:faces", "Fetch the face detector of 'predict --faces' and 'watch'."),
+    "twins": ("fer_edge.cli_twins:twins", "Which pictures two sets share, cut, relit or compressed differently."),
     "transfer": ("fer_edge.converters.transfer.cli:transfer", "Learn a projection from unlabelled faces and an LLM."),
     "student": ("fer_edge.converters.student.cli:student", "Train the small encoder behind the embedded default."),
     "watch": ("fer_edge.live.cli:watch", "From a camera, a stream or a file to events: faces found, followed and judged."),

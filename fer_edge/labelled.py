@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,36 +11,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import read_members
+from .console import printable
 from .errors import UsageError
+from .files import read_file
 from .folders import DEEPER, EMPTY, HIDDEN, IgnoredFile, image_files
 from .image import ImageLike
 from .labels import SYNONYMS
 
 BESIDE = "not in a class folder"
+MAX_LIST = 1 << 28
+"""Bytes of a list of pictures."""
 
 
 @dataclass(frozen=True)
 class LabelledFaces:
-    """``images`` with the name of each one's class; ``left_out`` counts those without a usable label; ``ignored`` names the
-    files of a folder that are no faces."""
+    """``images`` with the name of each one's class; ``left_out`` counts those without a usable label, ``named_out`` those
+    that a list named; ``ignored`` names the files of a folder that are no faces."""
 
     images: Sequence[ImageLike]
     classes: Sequence[str]
     left_out: int = 0
+    named_out: int = 0
     ignored: tuple[IgnoredFile, ...] = ()
 
 
-def read_faces(data: Path, truth: str | None = None, classes: str | None = None, recursive: bool = False) -> LabelledFaces:
+def read_faces(
+    data: Path,
+    truth: str | None = None,
+    classes: str | None = None,
+    recursive: bool = False,
+    leave_out: Path | None = None,
+) -> LabelledFaces:
     """A folder with a folder per class (``recursive``: with the folders in those, whose names mean nothing), or an npz with
-    ``images``, an integer member ``truth`` (-1: left out) and a name list ``classes``.
+    ``images``, an integer member ``truth`` (-1: left out) and a name list ``classes``. ``leave_out``: a file with a line for
+    each picture that shall not be taken, as ``fer-edge twins -o`` writes it (see :func:`picture_names`).
 
-    Raises UsageError when ``data`` is neither, or the members do not fit."""
+    Raises UsageError when ``data`` is neither, the members do not fit, or a picture of ``leave_out`` is not there."""
+    names = set() if leave_out is None else _read_names(leave_out)
     if data.is_dir():
         if truth is not None or classes is not None:
             raise UsageError(
                 f"{data} is a folder: its folders are the classes, and --truth and --classes are for an npz file"
             )
-        return _read_folders(data, recursive)
+        return _read_folders(data, recursive, names)
     if not data.is_file():
         raise UsageError(f"{data} does not exist")
     if data.suffix.lower() != ".npz" and (truth is None or classes is None):
@@ -48,22 +61,27 @@ def read_faces(data: Path, truth: str | None = None, classes: str | None = None,
     if truth is None or classes is None:
         raise UsageError(f"{data} is an npz file: name its members with --truth MEMBER and --classes MEMBER")
     members = read_members(data, {"images", truth, classes})
-    images, labels, names = (members[name] for name in ("images", truth, classes))
+    images, labels, titles = (members[name] for name in ("images", truth, classes))
     _checked_images(data, images)
-    if names.dtype.kind != "U" or names.ndim != 1:
-        raise UsageError(f"{data}: {classes} must be a list of class names; got {names.dtype} {names.shape}")
+    if titles.dtype.kind != "U" or titles.ndim != 1:
+        raise UsageError(f"{data}: {classes} must be a list of class names; got {titles.dtype} {titles.shape}")
     if (
         labels.dtype.kind not in "iu"
         or labels.ndim != 1
         or len(labels) != len(images)
-        or int(labels.max(initial=0)) >= len(names)
+        or int(labels.max(initial=0)) >= len(titles)
         or int(labels.min(initial=0)) < -1
     ):
         raise UsageError(
-            f"{data}: {truth} must hold one integer per image, -1 or a position in {classes} ({len(names)} names)"
+            f"{data}: {truth} must hold one integer per image, -1 or a position in {classes} ({len(titles)} names)"
         )
-    kept = np.flatnonzero(labels >= 0)
-    return LabelledFaces([images[i] for i in kept], [str(names[labels[i]]) for i in kept], len(labels) - len(kept))
+    strange = names - set(map(str, range(len(images))))
+    if strange:
+        raise UsageError(f"{data} has {len(images)} pictures and no row {min(strange)!r}, which {leave_out} names")
+    named = np.isin(np.arange(len(images)), [int(name) for name in names])
+    kept = np.flatnonzero((labels >= 0) & ~named)
+    faces = [images[i] for i in kept], [str(titles[labels[i]]) for i in kept]
+    return LabelledFaces(*faces, len(labels) - len(kept) - int(named.sum()), int(named.sum()))
 
 
 def read_pictures(data: Path) -> LabelledFaces:
@@ -77,7 +95,7 @@ def read_pictures(data: Path) -> LabelledFaces:
             raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
         if not found.images:
             raise UsageError(f"{data} has no images in it")
-        return LabelledFaces(found.images, [""] * len(found.images), 0, found.ignored)
+        return LabelledFaces(found.images, [""] * len(found.images), ignored=found.ignored)
     if data.suffix.lower() != ".npz":
         raise UsageError(
             f"{data} is neither a folder of images nor an npz file" if data.exists() else f"{data} does not exist"
@@ -96,7 +114,19 @@ def _checked_images(data: Path, images: NDArray[Any]) -> NDArray[np.uint8]:
     return images
 
 
-def _read_folders(data: Path, recursive: bool) -> LabelledFaces:
+def picture_names(data: Path, images: Sequence[ImageLike]) -> list[str]:
+    """What lists call pictures of ``data``: the path of a file within its folder, the row of an npz's."""
+    return [printable(i.relative_to(data).as_posix()) if isinstance(i, Path) else str(n) for n, i in enumerate(images)]
+
+
+def _read_names(file: Path) -> set[str]:
+    try:
+        return set(filter(None, read_file(file, MAX_LIST).decode().splitlines()))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from error
+
+
+def _read_folders(data: Path, recursive: bool, names: Collection[str]) -> LabelledFaces:
     faces: list[tuple[Path, str]] = []
     ignored: list[IgnoredFile] = []
     try:
@@ -116,7 +146,13 @@ def _read_folders(data: Path, recursive: bool) -> LabelledFaces:
         deeper = sum(entry.why == DEEPER for entry in ignored)
         hint = f"; {deeper} lie deeper: --recursive takes them, or name the folder that holds the classes" if deeper else ""
         raise UsageError(f"{data} has no images in class folders; expected {data}/<class>/<image>{hint}")
-    return LabelledFaces([path for path, _ in faces], [name for _, name in faces], 0, tuple(ignored))
+    listed = picture_names(data, [path for path, _ in faces])
+    strange = set(names) - set(listed)
+    if strange:
+        raise UsageError(f"{data} has no picture {min(strange)!r} in its class folders, which the list names")
+    kept = [face for face, name in zip(faces, listed, strict=True) if name not in names]
+    images, classes = [path for path, _ in kept], [name for _, name in kept]
+    return LabelledFaces(images, classes, 0, len(faces) - len(kept), tuple(ignored))
 
 
 def label_of(name: str, labels: Sequence[str]) -> str | None:

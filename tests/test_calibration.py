@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sklearn.metrics import log_loss
 
 import fer_edge
 from fer_edge.accuracy import calibration_error, error_at_coverage
-from fer_edge.bundle import label_set, open_bundle
+from fer_edge.bundle import change_label_sets, label_set, open_bundle
 from fer_edge.calibration import fit_temperature, likelihood_loss, threshold_at_coverage, threshold_at_error
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.cli import main
@@ -129,6 +130,15 @@ def parts(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     for i, name in enumerate(("fit", "test")):
         np.savez(folder / f"{name}.npz", images=images[i::2], t=truth[i::2], c=names)
     return folder / "fit.npz", folder / "test.npz"
+
+
+@pytest.fixture
+def bundle(bundle: Path) -> Path:
+    """The embedded bundle as it was converted: at temperature 1, every answer certain."""
+    opened = open_bundle(bundle)
+    sets = [label_set(opened, ref.name) for ref in opened.manifest.label_sets]
+    change_label_sets(opened, [replace(labels, temperature=1.0, threshold=0.0, least_length=0.0) for labels in sets])
+    return bundle
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_a_student_moves_into_its_teachers_space(tables: Path, tmp_path: Path) -
     reports: list[EpochReport] = []
     made = train_student(plan, tmp_path / "work", reports.append)
     assert reports[-1].loss < 0.9 * reports[0].loss
-    maps = view(300, Strength(), plan.recipe.seed, 1)
+    maps = view(len(plan.data.train.images), Strength(), plan.recipe.seed, 1)
     sides = [ask(known, plan.data.train.pictures, side) for side in (maps, mirrored(maps))]
     np.testing.assert_allclose(np.load(tmp_path / "work" / "view-1.npy"), unit(sides[0] + sides[1]), atol=1e-3)
     held = load_pictures(tables / "votes.npz").images[:100]

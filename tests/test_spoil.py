@@ -15,7 +15,6 @@ from fer_edge.converters.crops import augmented
 from fer_edge.converters.student.augment import warp
 from lab.gpu.robustness import WAYS as TEST_WAYS
 from lab.gpu.spoil import WAYS, Spoiling, fate, jpeg
-from lab.gpu.twins import near_duplicates
 
 COUNT = 64
 
@@ -124,20 +123,3 @@ def test_the_ways_of_testing_are_repeatable_and_leave_faces_alone() -> None:
         assert (out != given).mean() > 0.1, name
     assert np.array_equal(given, before)
     assert len(TEST_WAYS) == 8
-
-
-def test_near_duplicates_are_found_mirrored_brighter_and_a_little_shifted() -> None:
-    """And other pictures are not."""
-    drawn = np.random.default_rng(3).integers(0, 256, (20, 12, 12), dtype=np.uint8)
-    others = np.stack([np.asarray(Image.fromarray(one).resize((48, 48), Image.Resampling.BICUBIC)) for one in drawn])
-    first, second = others[:10], others[10:].copy()
-    second[2] = first[7][:, ::-1]
-    second[5] = first[1] // 2 + 60
-    second[6] = 128
-    twins = near_duplicates(first, second)
-    assert sorted(zip(twins.first.tolist(), twins.second.tolist(), twins.mirrored.tolist(), strict=True)) == [
-        (1, 5, False),
-        (7, 2, True),
-    ]
-    assert (twins.correlation >= 0.99).all()
-    assert len(near_duplicates(first, others[10:]).first) == 0

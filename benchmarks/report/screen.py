@@ -37,7 +37,8 @@ def evaluation_text(result: Evaluation) -> str:
         f"calibration error {result.calibration_error:.1%}; wrong of the surest 80%: {result.error_at_coverage['0.8']:.1%}; "
         + certain_text(result),
         *([missed_text(result)] if result.detector else ()),
-        f"left out: {unlabelled} without a label, {skipped} of unknown classes, {len(result.unreadable)} unreadable",
+        f"left out: {unlabelled} without a label, {skipped} of unknown classes, {len(result.unreadable)} unreadable"
+        + (f", {result.named_out} by the list" if result.named_out else ""),
         *map(printable, ignored_lines(result.ignored)),
         "",
         f"{corner:<{width}}  recall  " + " ".join(f"{label[:9]:>9}" for label in (*result.labels, *lost)),

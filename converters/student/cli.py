@@ -74,7 +74,8 @@ def sentences(text_encoder: str, source_name: str, output: Path | None, as_json:
         "fer-edge student train faces/train.npz -o student.safetensors \\",
         "  --validation faces/public_test.npz",
         "fer-edge student train crops/ -o student.safetensors --teacher clip-b32/",
-    )
+    ),
+    needs={"keep_twins": "validation"},
 )
 @click.argument("faces", type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -85,6 +86,13 @@ def sentences(text_encoder: str, source_name: str, output: Path | None, as_json:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="npz with FER+ votes, whose WAR and UAR are logged every epoch.",
 )
+@click.option(
+    "--apart",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="More faces to test on, a folder or an npz: what shows a photo of them is not learned. Repeatable.",
+)
+@click.option("--keep-twins", is_flag=True, help="Learn from faces that show a photo of --validation too.")
 @click.option(
     "--teacher",
     "teachers",
@@ -160,6 +168,8 @@ def train(
     for note in (note for teacher in known for note in teacher.notes):
         say(f"Note: {note}")
     count = f"{len(known)} teacher{'' if len(known) == 1 else 's'}"
+    if plan.data.twins:
+        say(f"Left out: {plan.data.twins} faces that show a photo to be tested on ('fer-edge twins' lists them)")
     say(f"{len(plan.data.train.images)} faces, {count}, on {device} in {ran['arithmetic']}")
     with fraction(sys.stderr, "training") as progress:
         checkpoint = train_student(plan, work, _say_epoch, progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,13 @@ class Faces:
     images: NDArray[np.uint8]
     targets: NDArray[np.float32] | None = None
     labels: NDArray[np.int64] | None = None
+
+    def part(self, rows: NDArray[np.int64]) -> Faces:
+        """Some of them, by their rows."""
+        array = isinstance(self.pictures, np.ndarray)
+        pictures = cast("Any", self.pictures)[rows] if array else [self.pictures[i] for i in rows]
+        targets = None if self.targets is None else self.targets[rows]
+        return Faces(pictures, self.images[rows], targets, None if self.labels is None else self.labels[rows])
 
 
 def soft_targets(votes: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fer_edge.errors import UsageError
+import numpy as np
+
+from fer_edge.errors import ConversionError, ImageError, UsageError
+from fer_edge.image import ImageLike
+from fer_edge.labelled import read_pictures
 from fer_edge.labels import LABEL_SETS
+from fer_edge.twins import near_duplicates, squares
 
 from .augment import Strength
 from .device import native_bf16, training_device
-from .faces import load_faces, load_pictures
+from .faces import Faces, load_faces, load_pictures
 from .network import StudentConfig
 from .recipe import Recipe, TrainingData, TrainingPlan
 from .sentences import descriptions, phrases, stored_sentences
@@ -29,13 +34,16 @@ def plan_training(
     depths: tuple[int, ...] = StudentConfig.depths,
     strength: float = 1.0,
     bf16: bool | None = None,
+    apart: Sequence[Path] = (),
+    keep_twins: bool = False,
     **recipe: float,
 ) -> TrainingPlan:
-    """Read the faces and shape the student. ``strength``: how hard faces are disturbed and mixed, against the recipe's
-    defaults; ``bf16``: None where this machine has it; ``recipe``: other fields of :class:`Recipe` that differ from its
-    defaults.
+    """Read the faces and shape the student. Faces that show the same photo as one of ``validation`` or of ``apart``
+    (folders or npz files) are left out, unless ``keep_twins``: what was learned says nothing about its twin.
 
-    Faces without votes need one teacher, whose space the student takes over. Raises UsageError or ConversionError."""
+    ``strength``: how hard faces are disturbed and mixed, against the recipe's defaults; ``bf16``: None where this machine
+    has it; ``recipe``: other fields of :class:`Recipe` that differ from its defaults. Faces without votes need one teacher,
+    whose space the student takes over. Raises UsageError or ConversionError."""
     if len(widths) != len(depths):
         raise UsageError(f"{len(widths)} widths and {len(depths)} depths do not make stages; give one of each per stage")
     every = LABEL_SETS["ferplus8"]
@@ -55,14 +63,34 @@ def plan_training(
         raise UsageError(f"{faces} has no FER+ votes, so no expression can be left out of it")
     train = load_faces(faces, labels, size) if labelled else load_pictures(faces, size)
     known = load_faces(validation, labels, size) if validation else None
+    tests = [*([known.pictures] if known is not None and not keep_twins else []), *(read_pictures(p).images for p in apart)]
+    train, twins = without_twins(train, tests)
     config = StudentConfig(size, widths, depths)
     if not labelled:
         feature_dim, text_dim = teachers[0].r.shape
         config = StudentConfig(size, widths, depths, feature_dim, text_dim)
-    data = TrainingData(train, known, stored_sentences(), descriptions(), phrases(), labels)
+    data = TrainingData(train, known, stored_sentences(), descriptions(), phrases(), labels, twins)
     disturbed: dict[str, Any] = {"strength": Strength().times(strength), "mixup": strength * Recipe.mixup}
     known_bf16 = native_bf16(training_device()) if bf16 is None else bf16
     return TrainingPlan(data, config, Recipe(**{**disturbed, "bf16": known_bf16, **recipe}), tuple(teachers))
+
+
+def without_twins(train: Faces, tests: Sequence[Sequence[ImageLike]]) -> tuple[Faces, int]:
+    """The faces that show no photo of the others, and how many do. Raises ConversionError for a picture that cannot be read
+    and where no face is left."""
+    if not tests:
+        return train, 0
+    try:
+        seen, others = squares(train.pictures), np.concatenate([squares(pictures) for pictures in tests])
+    except ImageError as error:
+        raise ConversionError(f"a face cannot be read: {error}") from error
+    rows = near_duplicates(seen, others).rows()
+    kept = np.delete(np.arange(len(train.pictures)), rows)
+    if not len(kept):
+        raise ConversionError(
+            "every face to learn from shows a photo to be tested on; name other faces, or pass --keep-twins"
+        )
+    return train.part(kept), len(rows)
 
 
 def has_votes(faces: Path) -> bool:

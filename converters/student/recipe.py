@@ -45,7 +45,8 @@ class Recipe:
 @dataclass(frozen=True)
 class TrainingData:
     """Faces, and the sentences that class constants are made from: ``descriptions`` for the network, ``phrases`` for the
-    final fit of the text side. ``labels`` may be fewer than the table has."""
+    final fit of the text side. ``labels`` may be fewer than the table has. ``twins`` counts the faces that were left out
+    because they show a photo of the faces to test on."""
 
     train: Faces
     validation: Faces | None
@@ -53,6 +54,7 @@ class TrainingData:
     descriptions: Mapping[str, Sequence[str]]
     phrases: Mapping[str, Sequence[str]]
     labels: Sequence[str]
+    twins: int = 0
 
 
 class NetworkConfig(Protocol):

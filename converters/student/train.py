@@ -43,6 +43,7 @@ def train_student(
         "recipe": asdict(recipe),
         "labels": list(data.labels),
         "faces": len(data.train.images),
+        "twins": data.twins,
         "teachers": [{"name": Path(t.name).name, "sha256": t.sha256} for t in teachers],
     }
     if data.train.targets is None:

@@ -16,10 +16,10 @@ from fer_edge.converters.student.recipe import Recipe, TrainingData, TrainingPla
 from fer_edge.converters.student.run import Run, unit_features
 from fer_edge.converters.student.sentences import descriptions, phrases, stored_sentences
 from fer_edge.converters.student.train import fit_text
+from fer_edge.twins import near_duplicates
 
 from .course import read_course, restore
 from .pack import LABELS, held_out
-from .twins import near_duplicates
 
 
 def finish(students: Path, name: str, data: Path, output: Path, work: Path) -> None:

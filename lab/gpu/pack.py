@@ -21,9 +21,9 @@ from safetensors.numpy import load_file, save_file
 from fer_edge.converters.student.faces import load_faces
 from fer_edge.image import IMAGE_SUFFIXES, to_input
 from fer_edge.labels import LABEL_SETS
+from fer_edge.twins import near_duplicates
 
 from .identity import installed_identity, read_dlib
-from .twins import near_duplicates
 
 LABELS = LABEL_SETS["ferplus8"]
 SIZE = 48
