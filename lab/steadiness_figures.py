@@ -197,7 +197,7 @@ def _sensor(rng: np.random.Generator) -> dict[str, Any]:
 @click.option("--detector", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YuNet's file.")
 @click.option("--half", type=click.IntRange(0, 1), default=1, show_default=True, help="Which half of the people.")
 @click.option(
-    "--still", type=click.IntRange(1), default=40, show_default=True, help="Clips of 60 s in which nothing changes."
+    "--still", type=click.IntRange(1), default=20, show_default=True, help="Clips of 60 s in which nothing changes."
 )
 @click.option(
     "--changing",

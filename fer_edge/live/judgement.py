@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from fer_edge.classifier import Classifier, Prediction
 
-WINDOW = 0.3
+WINDOW = 0.4
 """Seconds of the medium. This and the next two: the fewest false changes of those that tell 95% of the true ones within
 0.7 s, on one half of the people of lfw_expressions (docs/decisions.md)."""
-LEAD = 0.25
+LEAD = 0.3
 """Of probability."""
 HOLD = 0.2
 """Seconds of the medium."""
