@@ -91,13 +91,13 @@ def orderly(stop: Callable[[], object], patience: float = 5.0) -> Iterator[None]
         return
     before: dict[int, Callable[[int, FrameType | None], object]] = {}
     first: list[tuple[int, float]] = []
-    asked, over = threading.Event(), threading.Event()
+    asked, over, late = threading.Event(), threading.Event(), threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
         if not first:
             first.append((number, time.monotonic()))
             asked.set()
-        elif time.monotonic() - first[0][1] > _SAME_REQUEST:
+        elif late.is_set() or time.monotonic() - first[0][1] > _SAME_REQUEST:
             before[number](number, frame)
 
     def end() -> None:
@@ -106,6 +106,7 @@ def orderly(stop: Callable[[], object], patience: float = 5.0) -> Iterator[None]
             return
         stop()
         if not over.wait(patience) and main.ident is not None:
+            late.set()
             signal.pthread_kill(main.ident, first[0][0])  # to the thread that waits, whose system call then ends
 
     for number in (getattr(signal, name) for name in ENDING if hasattr(signal, name)):

@@ -56,6 +56,9 @@ def test_a_face_too_small_is_followed_and_not_judged(clf: Classifier, picture: P
     assert isinstance(change, Event)
     assert (change.event, change.frame) == ("change", 6)
     assert change.label in clf.labels
+    end = events[-2]
+    assert isinstance(end, Event)
+    assert (appear.since, change.since, end.since) == (appear.time, change.time, change.time)
     summary = events[-1]
     assert isinstance(summary, Summary)
     assert (summary.faces, summary.classified) == (12, 8)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ def test_events_are_those_of_a_plain_loop(clf: Classifier, yunet: Path, videos: 
 
 def test_limits(clf: Classifier, picture: Pixels) -> None:
     reel = Reel([picture] * 50)
-    *_, summary = fer_edge.watch(reel, clf, Planted({}), frames=7)
-    assert (summary.frames, reel.closed > 0) == (7, True)
+    events = fer_edge.watch(reel, clf, Planted({}), frames=7)
+    summary = next(events)
+    assert isinstance(summary, Summary)
+    assert (summary.frames, reel.closed) == (7, 1), "closed before the last words, which somebody may take long to read"
     *_, summary = fer_edge.watch(Reel([picture] * 50), clf, Planted({}), seconds=1.0)
     assert summary.frames == 11, "0.0 to 1.0 s at 10 frames a second"
 
@@ -289,10 +292,15 @@ def test_bad_input_is_one_line(source: str, options: tuple[str, ...], says: str,
     assert line.startswith("Error: ")
 
 
-def started(videos: Path, yunet: Path, **how: Any) -> subprocess.Popen[str]:
+@contextmanager
+def started(videos: Path, yunet: Path, **how: Any) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "fer_edge", "watch", str(videos / "WolfgangLanger_Pexels.mp4")]
     options = ["--detector", str(yunet), "--json", "--threads", "1"]
-    return subprocess.Popen([*command, *options], text=True, stderr=subprocess.PIPE, **how)
+    with subprocess.Popen([*command, *options], text=True, stderr=subprocess.PIPE, **how) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
 
 
 @pytest.mark.parametrize(
@@ -355,6 +363,39 @@ def test_a_reader_that_hangs_holds_no_signal(videos: Path, yunet: Path) -> None:
         child.send_signal(signal.SIGTERM)
         assert child.wait(timeout=20) == 143
     os.close(into)
+
+
+ORDERLY = """
+import os, signal, sys, threading, time
+from fer_edge.process import orderly, stoppable
+asked = threading.Event()
+def send(*after):
+    for seconds in after:
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+with stoppable(), orderly(asked.set, patience=%s):
+    threading.Thread(target=send, args=%s, daemon=True).start()
+    asked.wait()
+    %s
+    print("the last words")
+"""
+
+
+@pytest.mark.parametrize(
+    ("patience", "signals", "block", "words"),
+    [
+        (20, (0.0,), "time.sleep(0.3)", "the last words\n"),
+        (20, (0.0, 0.2), "time.sleep(0.6)", "the last words\n"),  # an echo
+        (20, (0.0, 1.2), "time.sleep(20)", ""),
+        (0.3, (0.0,), "os.read(os.pipe()[0], 1)", ""),
+        (20, (0.0,), "raise ValueError", ""),
+    ],
+)
+def test_an_orderly_end(patience: float, signals: tuple[float, ...], block: str, words: str) -> None:
+    """The first signal lets the block go on to its end; a second one a second later, or the end of patience, does not."""
+    code = ORDERLY % (patience, signals, block)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=15)
+    assert (done.stdout, done.returncode) == (words, 1 if "raise" in block else 143), done.stderr
 
 
 def test_what_the_page_shows_can_be_done(root: Path, videos: Path, yunet: Path, tmp_path: Path) -> None:
