@@ -278,7 +278,7 @@ def test_uncertain_answers_say_so(run: Run, bundle: Path, portrait: Path) -> Non
     assert "uncertain" not in run(portrait, "--faces", "-b", bundle)[1]
     opened = open_bundle(bundle)
     default = label_set(opened, opened.manifest.default_labels)
-    change_label_sets(opened, [replace(default, threshold=0.999)])
+    change_label_sets(opened, [replace(default, threshold=1.0)])
     assert run(portrait, "--faces", "-b", bundle)[1].endswith("% (uncertain)\n")
     assert json.loads(run(portrait, "--faces", "-b", bundle, "--json")[1])["faces"][0]["certain"] is False
 

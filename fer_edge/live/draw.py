@@ -46,7 +46,8 @@ def draw_faces(
     for i in order:
         said = faces[i][1]
         if said is not None:
-            text = f"{said.label}{'' if said.certain else '?'} {said.score:.0%}"
+            share = ">99%" if said.score >= 0.995 else f"{said.score:.0%}"  # nobody is sure by 100%
+            text = f"{said.label}{'' if said.certain else '?'} {share}"
             font = ImageFont.load_default(_letters(areas[i], picture.size))
             others = [area for j, area in enumerate(areas) if j != i]
             plates.append(_plate(pen, text, font, areas[i], picture.size, plates, others))
