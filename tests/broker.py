@@ -133,10 +133,12 @@ class Consumer:
 
 
 class Wire:
-    """A wire to a port, that can be cut: both ends see the connection reset or closed, and may connect anew."""
+    """A wire to a port, that can be cut: both ends see the connection closed, and may connect anew.
 
-    def __init__(self, port: int) -> None:
-        self._to = port
+    ``swallow``: the first byte of packets (MQTT: their kind) that get lost on the way, until somebody sets it to None."""
+
+    def __init__(self, port: int, swallow: int | None = None) -> None:
+        self._to, self.swallow, self.swallowed = port, swallow, 0
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._server.getsockname()[1])
         self._ends: list[socket.socket] = []
@@ -153,11 +155,13 @@ class Wire:
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
 
-    @staticmethod
-    def _carry(source: socket.socket, sink: socket.socket) -> None:
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(4096):
-                sink.sendall(data)
+                if data[0] == self.swallow:
+                    self.swallowed += 1
+                else:
+                    sink.sendall(data)
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -32,6 +32,8 @@ pytest.importorskip("cv2")
 pytest.importorskip("paho.mqtt")
 
 from broker import Broker, Consumer, Wire, free_port, until
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
 
 from fer_edge.live import mqtt
 from fer_edge.live.events import Event, Kind
@@ -163,6 +165,73 @@ def test_a_broker_that_dies_gets_every_event_once_and_in_order(storms: dict[str,
     assert storm.publisher.delivered == len(storm.sent)
 
 
+PUBLISH, PUBREC, PUBREL, PUBCOMP = 0x34, 0x50, 0x62, 0x70  # of QoS 2; MQTT 5.0, 2.1.2
+
+
+@pytest.mark.parametrize("packet", [PUBLISH, PUBREC, PUBREL, PUBCOMP], ids=["PUBLISH", "PUBREC", "PUBREL", "PUBCOMP"])
+@pytest.mark.parametrize("forgets", [False, True], ids=["cut", "killed"])
+def test_an_event_whose_packet_was_lost_on_the_way(tmp_path: Path, packet: int, forgets: bool) -> None:
+    """Each step of QoS 2 is lost once, with the connection, or with a broker that then has forgotten everything. Only where
+    such a broker had passed the event on, and could not say so, does it come twice, with one id."""
+    with (
+        Broker(tmp_path) as broker,
+        closing(Wire(broker.port, packet)) as wire,
+        Consumer(broker.port, f"{TOPIC}/events", qos=1) as consumer,
+    ):
+        output = publisher(wire.port, hold=0.0)
+        output.event(event("appear", 1))
+        until(lambda: wire.swallowed, what="for the packet")
+        time.sleep(0.05)  # what it answers to has arrived, or never will
+        if forgets:
+            broker.kill()
+        wire.swallow = None
+        wire.cut()
+        if forgets:
+            broker.start()
+            until(lambda: consumer.connections == 2)
+            output.hold = 0.0
+        until(lambda: output.waiting == 0)
+        output.event(event("end", 1))
+        output.close()
+        until(lambda: came(consumer)[-1:] == [("end", 1)])
+        twice = forgets and packet == PUBCOMP
+        assert came(consumer) == [("appear", 1)] * (1 + twice) + [("end", 1)]
+        assert len({line["id"] for line in consumer.events(TOPIC)}) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["ended", "killed"])
+@pytest.mark.parametrize("keeps", [True, False], ids=["keeps sessions", "forgets"])
+def test_consumers_of_a_broker_that_was_away_may_come_back_later_than_we(tmp_path: Path, keeps: bool, number: int) -> None:
+    """One without a session that the broker would keep for it, as Home Assistant is."""
+    lines: list[str] = []
+    memory = ("persistence true", f"persistence_location {tmp_path}/", "autosave_interval 1", "autosave_on_changes true")
+    with Broker(tmp_path, *(memory if keeps else ())) as broker:
+        output = publisher(broker.port, lines, hold=2.0)
+        output.event(event("appear", 1))
+        until(lambda: output.waiting == 0)
+        time.sleep(0.1)  # saved
+        broker.kill(number)
+        output.event(event("end", 1))
+        until(lambda: output._restarted, what="for a refused connection or a goodbye")
+        broker.start()
+        until(lambda: len(lines) == 2, what="for a connection")
+        with Consumer(broker.port, f"{TOPIC}/events", name="another") as consumer:
+            output.close()
+            until(lambda: came(consumer) == [("end", 1)])
+    assert "(events waiting: 1)" in lines[1]
+
+
+def test_a_wire_that_was_cut_makes_no_event_wait(broker: Broker) -> None:
+    lines: list[str] = []
+    with closing(Wire(broker.port)) as wire, Consumer(broker.port, f"{TOPIC}/events") as consumer:
+        output = publisher(wire.port, lines, hold=1000.0)
+        until(lambda: f"{TOPIC}/available" in retained(broker, "#"))
+        wire.cut()
+        output.event(event("appear", 1))
+        until(lambda: came(consumer) == [("appear", 1)])
+        output.close()
+
+
 def test_said_once_an_outage_and_when_it_is_over(storms: dict[str, Storm]) -> None:
     lines = storms["ended"].lines
     lost = [line for line in lines if line.endswith("is lost; trying again, events wait")]
@@ -208,6 +277,7 @@ def test_an_output_without_a_broker_is_bounded_and_says_what_it_dropped(tmp_path
     output.close()
     assert lines[-1] == f"mqtt: of 240 events to mqtt://127.0.0.1:{port}: 100 not delivered, 140 dropped"
     assert len(lines) == 2
+    assert not output._thread.is_alive()
 
 
 def test_what_goes_first_when_too_many_wait() -> None:
@@ -271,6 +341,14 @@ def test_a_late_consumer_is_told_who_is_there(broker: Broker) -> None:
     stays = retained(broker, "#")
     assert stays[f"{TOPIC}/available"] == b"offline"
     assert json.loads(stays[f"{TOPIC}/state"])["faces"] == 0
+    again = Client(CallbackAPIVersion.VERSION2, f"fer-edge-{output.run}", clean_session=False)
+    sessions: list[bool] = []
+    again.on_connect = lambda client, data, flags, reason, properties: sessions.append(flags.session_present)
+    again.connect("127.0.0.1", broker.port)
+    while not sessions:
+        again.loop(0.1)
+    again.disconnect()
+    assert sessions == [False], "nothing is left at the broker"
 
 
 def test_a_forgetful_broker_is_told_again_what_stays(tmp_path: Path) -> None:
