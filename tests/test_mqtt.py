@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -189,7 +189,6 @@ def test_an_event_whose_packet_was_lost_on_the_way(tmp_path: Path, packet: int, 
         if forgets:
             broker.start()
             until(lambda: consumer.connections == 2)
-            output.hold = 0.0
         until(lambda: output.waiting == 0)
         output.event(event("end", 1))
         output.close()
@@ -199,8 +198,11 @@ def test_an_event_whose_packet_was_lost_on_the_way(tmp_path: Path, packet: int, 
         assert len({line["id"] for line in consumer.events(TOPIC)}) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["ended", "killed"])
-@pytest.mark.parametrize("keeps", [True, False], ids=["keeps sessions", "forgets"])
+@pytest.mark.parametrize(
+    ("keeps", "number"),
+    [(True, signal.SIGTERM), (True, signal.SIGKILL), (False, signal.SIGKILL)],
+    ids=["keeps sessions, ended", "keeps sessions, killed", "forgets, killed"],
+)
 def test_consumers_of_a_broker_that_was_away_may_come_back_later_than_we(tmp_path: Path, keeps: bool, number: int) -> None:
     """One without a session that the broker would keep for it, as Home Assistant is."""
     lines: list[str] = []
@@ -701,6 +703,54 @@ def test_what_watch_sees_is_what_the_broker_gets(
     everything = out + err + "".join(f"{m.topic} {m.payload!r}" for m in consumer.messages)
     assert SECRET not in everything
     assert quote(SECRET, safe="") not in everything
+
+
+def ended(detector: Path, clip: Path, url: str, ready: Callable[[], Any]) -> tuple[int, list[dict[str, Any]], str]:
+    """A watch of ``clip`` that SIGTERM ends when ``ready``: (status, lines of stdout, stderr)."""
+    command = [sys.executable, "-m", "fer_edge", "watch", str(clip), "--detector", str(detector), "--threads", "1", "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--mqtt", url], text=True, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            until(ready)
+            process.terminate()
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    return process.returncode, [json.loads(line) for line in (first + out).splitlines()], err
+
+
+@pytest.fixture(scope="module")
+def long_clip(data: Path) -> Path:
+    clip = data / "scenes" / "videos" / "WolfgangLanger_Pexels.mp4"
+    if not clip.is_file():
+        pytest.skip(f"no clip at {clip}")
+    return clip
+
+
+def test_a_watch_that_is_ended_delivers_its_last_events(broker: Broker, detector: Path, long_clip: Path) -> None:
+    with Consumer(broker.port, "home/#") as consumer:
+        url = f"mqtt://127.0.0.1:{broker.port}/{TOPIC}"
+        status, lines, err = ended(detector, long_clip, url, lambda: consumer.events(TOPIC))
+        until(lambda: consumer.of(f"{TOPIC}/available")[-1:] == [b"offline"])
+        assert [(line["event"], line.get("track")) for line in consumer.events(TOPIC)] == [
+            (line["event"], line.get("track")) for line in lines
+        ]
+    assert [line["event"] for line in lines[-2:]] == ["end", "summary"]
+    assert (status, err) == (143, "Terminated.\n")
+
+
+def test_a_watch_that_is_ended_without_a_broker_says_what_was_lost(detector: Path, long_clip: Path) -> None:
+    port = free_port()
+    status, lines, err = ended(detector, long_clip, f"mqtt://ada:{quote(SECRET, safe='')}@127.0.0.1:{port}/x", lambda: True)
+    where = f"mqtt://127.0.0.1:{port}"
+    assert err.splitlines() == [
+        f"mqtt: {where} cannot be reached (Connection refused); trying again, events wait",
+        f"mqtt: of {len(lines)} events to {where}: {len(lines)} not delivered",
+        "Terminated.",
+    ]
+    assert status == 143
 
 
 # The examples

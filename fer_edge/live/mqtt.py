@@ -288,15 +288,16 @@ class Publisher:
             self._wake()
             self._thread.join(1.0)
             raise
+        finally:
+            lost = [(self.waiting, "not delivered"), (self.dropped, "dropped"), (self.refused, "refused by the broker")]
+            if any(count for count, _ in lost):
+                told = ", ".join(f"{count} {what}" for count, what in lost if count)
+                self._say(f"of {self._count} events to {self.address}: {told}")
+            if not self._thread.is_alive():
+                self._wake_reader.close()
+                self._wake_writer.close()
         if self._failure is not None:
             raise self._failure
-        lost = [(self.waiting, "not delivered"), (self.dropped, "dropped"), (self.refused, "refused by the broker")]
-        if any(count for count, _ in lost):
-            told = ", ".join(f"{count} {what}" for count, what in lost if count)
-            self._say(f"of {self._count} events to {self.address}: {told}")
-        if not self._thread.is_alive():
-            self._wake_reader.close()
-            self._wake_writer.close()
 
     def _wake(self) -> None:
         with suppress(BlockingIOError):  # full: it is awake already
