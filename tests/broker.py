@@ -135,10 +135,11 @@ class Consumer:
 class Wire:
     """A wire to a port, that can be cut: both ends see the connection closed, and may connect anew.
 
-    ``swallow``: the first byte of packets (MQTT: their kind) that get lost on the way, until somebody sets it to None."""
+    ``swallow``: the first byte of packets (MQTT: their kind) that get lost on the way, until somebody sets it to None.
+    ``open``: whether it takes connections."""
 
     def __init__(self, port: int, swallow: int | None = None) -> None:
-        self._to, self.swallow, self.swallowed = port, swallow, 0
+        self._to, self.swallow, self.swallowed, self.open = port, swallow, 0, True
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._server.getsockname()[1])
         self._ends: list[socket.socket] = []
@@ -148,8 +149,15 @@ class Wire:
         while True:
             try:
                 near, _ = self._server.accept()
-                far = socket.create_connection(("127.0.0.1", self._to))
-            except OSError:
+                if not self.open:
+                    near.close()
+                    continue
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._to))
+                except OSError:
+                    near.close()
+                    continue
+            except OSError:  # closed for good
                 return
             self._ends += [near, far]
             for source, sink in ((near, far), (far, near)):
