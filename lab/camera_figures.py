@@ -26,10 +26,9 @@ import fer_edge
 from fer_edge.benchmarks.camera import write_clip
 from fer_edge.console import emit, say
 from fer_edge.live.detectors import open_detector
-from fer_edge.live.pipeline import LONGEST, Step
+from fer_edge.live.pipeline import LONGEST, STAGES, Step
 
 SIZES = {"one face": ((640, 480), 1), "four faces": ((640, 480), 4), "1080p": ((1920, 1080), 1)}
-STAGES = ("decode", "find", "track", "crop", "engine", "judge", "event")
 WARM = 2000
 """Frames after which memory must stand still."""
 

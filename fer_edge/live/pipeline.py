@@ -22,6 +22,8 @@ from .predictions import Align, eye_angle
 from .sources import Frame
 from .tracks import Sighting, Tracker
 
+STAGES = ("decode", "find", "track", "crop", "engine", "judge", "event")
+"""What a frame goes through, in this order. A frame without a face to be judged has no crop, engine and judge."""
 LONGEST = 320
 """Pixels of the longer side of what the detector looks at in a video, unless told otherwise."""
 

@@ -20,7 +20,7 @@ from .events import Event, Summary
 from .faces import LEAST_EYES, FaceFinder
 from .judgement import WINDOW
 from .outputs import Fan, Output
-from .pipeline import LONGEST, Pipeline, Step
+from .pipeline import LONGEST, STAGES, Pipeline, Step
 from .predictions import Align
 from .sources import Frame, Gap, Source, open_source
 
@@ -192,7 +192,7 @@ class _Tally:
             classified=self.classified,
             latency_ms=self._latency.as_dict(),
             age_ms=self._age.as_dict(),
-            stages_ms={stage: spread.as_dict() for stage, spread in self._stages.items()},
+            stages_ms={stage: self._stages[stage].as_dict() for stage in STAGES if stage in self._stages},
             source=source.name,
             live=source.live,
             detector=finder.name,
