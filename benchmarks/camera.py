@@ -208,11 +208,12 @@ def boxes_at(frame: int, faces: int, size: tuple[int, int] = SIZE) -> list[Box]:
     return found
 
 
-def write_clip(path: Path, faces: int, size: tuple[int, int] = SIZE) -> Path:
-    """Our own clip: the shipped portrait, ``faces`` times, moving over a gray ground; 5 s that end as they begin."""
+def write_clip(path: Path, faces: int, size: tuple[int, int] = SIZE, tile: int | None = None) -> Path:
+    """Our own clip: the shipped portrait, ``faces`` times, moving over a gray ground; 5 s that end as they begin. ``tile``:
+    pixels of the portrait; None: as many as go with the size."""
     import av
 
-    tile = TILE * size[1] // SIZE[1]
+    tile = tile or TILE * size[1] // SIZE[1]
     with as_file(files("fer_edge") / "astronaut_face.png") as file, Image.open(file) as picture:
         portrait = picture.convert("RGB").resize((tile, tile), Image.Resampling.BILINEAR)
     ground = np.random.default_rng(0).integers(90, 130, (SIZE[1] // 8, SIZE[0] // 8, 3), np.uint8)

@@ -284,7 +284,7 @@ def repeated(clip: Path, target: Path, frames: int) -> Path:
     return target
 
 
-def watched(clip: Path, frames: int, detector: Path | None, every: int) -> dict[str, Any]:
+def watched(clip: Path, frames: int, detector: Path | None, every: int, warm: int = WARM) -> dict[str, Any]:
     """What a process of ``watch`` held on its way through so many frames, and how it ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -297,7 +297,7 @@ def watched(clip: Path, frames: int, detector: Path | None, every: int) -> dict[
             looks: list[dict[str, float]] = []
             seen = 0
             while seen < frames and child.poll() is None:
-                time.sleep(0.5)
+                time.sleep(0.2)
                 held = _held(child.pid)  # before the question, which is a connection itself
                 with suppress(OSError):
                     seen = _counted(port)
@@ -309,9 +309,9 @@ def watched(clip: Path, frames: int, detector: Path | None, every: int) -> dict[
         seconds = time.monotonic() - began
         lines.seek(0)
         events = [json.loads(line) for line in lines]
-    warm = [look for look in looks if look["frames"] >= WARM]
+    later = [look for look in looks if look["frames"] >= warm]
     tracks = [{event["track"] for event in events if event["event"] == kind} for kind in ("appear", "end")]
-    resident = [look["resident_mb"] for look in warm]
+    resident = [look["resident_mb"] for look in later]
     return {
         "frames": events[-1]["frames"],
         "seconds": round(seconds, 1),
@@ -320,8 +320,8 @@ def watched(clip: Path, frames: int, detector: Path | None, every: int) -> dict[
         "every_track_ended": tracks[0] == tracks[1],
         "resident_mb": resident,
         "growth": round(max(resident) / resident[0] - 1, 4) if resident else None,
-        "threads": sorted({look["threads"] for look in warm}),
-        "descriptors": sorted({look["descriptors"] for look in warm}),
+        "threads": sorted({look["threads"] for look in later}),
+        "descriptors": sorted({look["descriptors"] for look in later}),
     }
 
 

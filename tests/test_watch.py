@@ -23,9 +23,11 @@ from watching import Kept, Pixels, Planted, Reel, always, face, kinds
 
 import fer_edge
 from fer_edge import Classifier, FaceFinder, UsageError
+from fer_edge.benchmarks import camera
 from fer_edge.cli import cli
 from fer_edge.live.events import Event, Summary
 from fer_edge.live.pipeline import LONGEST
+from lab.camera_figures import repeated, watched
 
 
 @pytest.fixture(scope="module")
@@ -396,6 +398,17 @@ def test_an_orderly_end(patience: float, signals: tuple[float, ...], block: str,
     code = ORDERLY % (patience, signals, block)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=15)
     assert (done.stdout, done.returncode) == (words, 1 if "raise" in block else 143), done.stderr
+
+
+def test_three_thousand_frames_leave_nothing_behind(yunet: Path, tmp_path: Path) -> None:
+    """As ``python -m lab.figures endurance`` looks at 100,000: memory, threads, descriptors, and the end by SIGTERM."""
+    small = camera.write_clip(tmp_path / "small.mp4", 1, (160, 120), tile=110)
+    found = watched(repeated(small, tmp_path / "long.mkv", 20_000), 3000, yunet, every=500, warm=1000)
+    assert 3000 <= found["frames"] < 20_000
+    assert (found["exit_status"], found["last"]) == (143, ["end", "summary"])
+    assert found["every_track_ended"]
+    assert found["growth"] < 0.02, found["resident_mb"]
+    assert (len(found["threads"]), len(found["descriptors"])) == (1, 1), found
 
 
 def test_what_the_page_shows_can_be_done(root: Path, videos: Path, yunet: Path, tmp_path: Path) -> None:
