@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import sys
 import threading
 import time
@@ -272,7 +273,9 @@ def status(period: float | None = None) -> Iterator[Callable[[str], None]]:
             yield take
         return
     try:
-        yield lambda text: click.echo(f"\r\033[K{printable(text)} ...", nl=False, err=True)
+        # A line that wraps could not be cleared.
+        wide = shutil.get_terminal_size().columns - 5
+        yield lambda text: click.echo(f"\r\033[K{printable(text)[:wide]} ...", nl=False, err=True)
     finally:
         click.echo("\r\033[K", nl=False, err=True)
 

@@ -173,7 +173,7 @@ class _Progress:
         length = self._source.seconds
         share = f"{min(step.frame.time / length, 1):.0%}, " if length else ""
         dropped = f", {step.dropped} dropped" if step.dropped else ""
-        self._tell(f"{self._source.name}: {share}{step.frame.time:.1f} s, {rate}, {faces}{dropped}")
+        self._tell(f"{share}{step.frame.time:.1f} s, {rate}, {faces}{dropped}: {self._source.name}")
 
     def clear(self) -> None:
         """Make room for a line on the same terminal."""
