@@ -16,16 +16,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from test_sources_live import FFMPEG, far, ffmpeg, frames, moving, needs_ffmpeg, refused  # noqa: F401  # moving is a fixture
 
 import fer_edge
-from fer_edge.live import streams
+from fer_edge.live import decoder, streams
+from fer_edge.live.decoder import Backlog, Decoded, Decoder
 from fer_edge.live.frames import Frame, Gap, Source
 from fer_edge.live.sources import open_source
-from fer_edge.live.streams import public_address
+from fer_edge.live.streams import LiveSource, Patience, public_address
 from lab.streams import KINDS, Server, cuts, free_port, lacks
 
 pytest.importorskip("av")
@@ -90,13 +92,75 @@ def test_who_is_slow_gets_the_newest_frame_and_the_others_are_counted(kind: str)
                 time.sleep(0.2)
                 if len(given) == 10:
                     break
-    assert max(ages[1:]) < 0.15, "30 frames a second come, 5 are taken: the newest is young"
+    assert all(b.number - a.number >= 3 for a, b in pairwise(given)), "30 frames a second come, 5 are taken"
+    assert max(ages[1:]) < 1, "a queue would be two seconds long"
     assert source.dropped > 20
     delivered = len(given) + source.dropped
     assert given[-1].number < delivered < given[-1].number + 15, "what came after the last one counts as well"
 
 
-CUTS = {"rtsp": 6, "udp": 2, "mjpeg": 3}
+class SlowBox(Decoder):
+    """A decoder on a box that takes three times as long as pictures are apart. ``late``: how much later each was read than
+    the first."""
+
+    late: ClassVar[list[float]] = []
+
+    def _decode(self, packet: object) -> list[object]:
+        time.sleep(0.1)
+        return super()._decode(packet)
+
+    def pictures(self) -> Iterator[Decoded]:
+        first = None
+        for picture in super().pictures():
+            assert picture.time is not None
+            first = first or picture.arrived - picture.time
+            self.late.append(picture.arrived - picture.time - first)
+            yield picture
+
+
+def test_a_box_too_slow_to_decode_everything_stays_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes faster than it is decoded is left out up to a key frame, and counted."""
+    need("tcp")
+    monkeypatch.setattr(decoder, "MOST_LATE", 1.0)
+    SlowBox.late.clear()
+    with Server("tcp") as server:
+        source = LiveSource("slow", lambda wait, turns, over: SlowBox(server.address, "slow", wait=wait), Patience())
+        threading.Timer(5, source.close).start()
+        given = [item for item in source if isinstance(item, Frame)]
+    assert max(SlowBox.late) < 2.2, "4 seconds of pictures take 12 to decode"
+    assert source.dropped > 40
+    assert len(given) + source.dropped == pytest.approx(given[-1].number + 1, abs=1)
+
+
+def stream(rate: float, speed: float, seconds: float, group: int = 30, late: float = 0.0) -> tuple[list[float], int]:
+    """(how late each picture was that was decoded, how many were left out) of a stream at 30 a second. ``rate``: of its time
+    stamps; ``speed``: pictures a second that this box decodes; ``late``: seconds that it stops at 2 s and stays late."""
+    backlog, clock, seen, out = Backlog(), 0.0, list[float](), 0
+    for number in range(int(30 * seconds)):
+        sent = number / 30 + (late if number > 60 else 0.0)
+        clock = max(clock, sent)
+        if backlog.leaves_out(number / rate, clock, number % group == 0):
+            out += 1
+            continue
+        seen.append(clock - sent)
+        clock += 1 / speed
+    return seen, out
+
+
+def test_what_is_left_out_is_what_comes_too_late() -> None:
+    seen, out = stream(30, 1000, 60)
+    assert (len(seen), out) == (1800, 0)
+    seen, out = stream(30, 20, 120)
+    assert max(seen) < 3.1
+    assert out < 3600 / 3 + 60, "a third cannot be decoded"
+    assert max(stream(30, 20, 120, group=300)[0]) < 2.1
+    seen, out = stream(30, 1000, 60, late=4)
+    assert out < 60, "a stream that is late by itself is left alone"
+    for rate in (10, 25, 60):
+        assert stream(rate, 1000, 120)[1] < 100, "and one whose time stamps are invented"
+
+
+CUTS = {"rtsp": 5, "udp": 2, "mjpeg": 2}
 
 
 @pytest.mark.parametrize("kind", CUTS)
@@ -106,7 +170,7 @@ def test_a_stream_that_is_cut_comes_back(kind: str) -> None:
     server = Server(kind)
     server.start()
     try:
-        source = open_source(server.address, stall=1)
+        source = open_source(server.address, stall=0.7)
         with limit(source, 90):
             found = list(cuts(server, source, CUTS[kind], away=(0.2, 1.2), shown=0.3))
     finally:
@@ -372,7 +436,7 @@ def test_sources_leave_nothing_behind() -> None:
     """Neither threads nor descriptors, of sources that were closed early or never begun."""
     need("tcp")
     open_source("rtsp://127.0.0.1:9/x").close()
-    for round_ in range(4):
+    for round_ in range(2):
         with Server("tcp") as server:
             some(open_source(server.address), 2)
         if round_ == 0:

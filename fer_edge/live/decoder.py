@@ -158,6 +158,47 @@ class Turns:
         return self._known[angle]
 
 
+MOST_LATE, HARDLY_LATE = 2.0, 0.5
+"""Seconds that a live picture may be read after it came; and what counts as caught up."""
+
+
+class Backlog:
+    """Tells what to leave out where a live stream comes faster than this box decodes it: else the pictures would wait in
+    the network's buffers, and answers be older and older. What is too late is left out up to a key frame that is not.
+
+    Time stamps are held against the clock. A stream whose pictures stay late though they are not decoded is late by itself,
+    and its time stamps are none to go by: after two such trials everything is decoded."""
+
+    def __init__(self) -> None:
+        self._base: float | None = None
+        self._since, self._lag, self._trials = 0.0, 0.0, 0
+        self._skipping = False
+
+    def leaves_out(self, stamp: float | None, arrived: float, key: bool) -> bool:
+        """Whether a packet is to be left out. ``stamp``: its time in seconds of the stream; ``arrived``: of our clock;
+        ``key``: it can be decoded without others."""
+        if stamp is None or self._trials == 2:
+            return False
+        offset = arrived - stamp
+        if self._base is None or offset < self._base or offset - self._base > 60:  # stamps may begin anew
+            self._base = offset
+        lag = offset - self._base
+        if not self._skipping:
+            if lag <= MOST_LATE:
+                return False
+            self._skipping, self._since, self._lag = True, arrived, lag
+        if not key:
+            return True
+        if lag > HARDLY_LATE:
+            if arrived - self._since < 0.5 or lag < self._lag / 2:
+                return True
+            self._trials, self._base = self._trials + 1, offset
+        else:
+            self._trials = 0
+        self._skipping = False
+        return False
+
+
 class RefusedError(SourceError):
     """What no waiting mends."""
 
@@ -167,6 +208,7 @@ class Decoder:
     ``name`` for messages; ``wait``: seconds to wait for the opening, and for each packet after it, None: for ever;
     ``seconds``: its length, if it says one; ``rate``: its pictures a second, if it says so. ``broken``: packets that could
     not be decoded, since the first picture; ``broken_at``: seconds of the medium of the picture before the first of them.
+    ``skipped``: packets that were left out, with ``wait``, because they were read too late (:class:`Backlog`).
 
     Raises SourceError of one line, without the address: that may hold a password."""
 
@@ -184,7 +226,7 @@ class Decoder:
     ) -> None:
         import av
 
-        self.name, self.broken, self.broken_at = name, 0, 0.0
+        self.name, self.broken, self.broken_at, self.skipped = name, 0, 0.0, 0
         self._turns, self._converter = turns or Turns(), Converter()
         self._stall = wait[1] if wait else None
         self._most = Budget(max_pixels).bytes // VIDEO_PIXEL_BYTES
@@ -239,6 +281,7 @@ class Decoder:
 
         began, last, seen = time.perf_counter(), time.monotonic(), None
         packets = self._container.demux() if self._stall is not None else self._container.demux(self._stream)
+        backlog = None if self._stall is None or self._stream.codec_context.codec.intra_only else Backlog()
         while True:
             try:
                 packet = next(packets, None)
@@ -252,10 +295,14 @@ class Decoder:
                 if self._stall is not None and arrived - last > self._stall:
                     raise SourceError(f"{self.name}: no picture for {self._stall:g} s")
                 continue
+            stamp = None if packet.dts is None else float(packet.dts * packet.time_base)
+            if backlog is not None and backlog.leaves_out(stamp, arrived, packet.is_keyframe):
+                self.skipped += 1
+                continue
             if self._stall is not None:
                 began = time.perf_counter()
             try:
-                frames = packet.decode()
+                frames = self._decode(packet)
             except (av.error.FFmpegError, ValueError):
                 frames = []
                 if seen is not None:
@@ -269,6 +316,10 @@ class Decoder:
                 began = time.perf_counter()
             if self._stall is not None and packet.size and arrived - last > self._stall:
                 raise SourceError(f"{self.name}: no picture for {self._stall:g} s")
+
+    def _decode(self, packet: Any) -> list[Any]:
+        frames: list[Any] = packet.decode()
+        return frames
 
     def close(self) -> None:
         """Close it; by the thread that reads."""

@@ -174,15 +174,23 @@ class LiveSource:
             clock = MediumTime(decoder.rate) if recording else None
             if recording:
                 self.live, self.seconds = False, decoder.seconds
+            skipped = 0
             for decoded in decoder.pictures():
                 if self._over.is_set():
                     break
+                self._skip(decoder.skipped - skipped)
+                skipped = decoder.skipped
                 if self._began is None:
                     self._began = decoded.arrived
                 moment = decoded.arrived - self._began if clock is None else clock.of(decoded.time)
                 frame = Frame(self._number, moment, decoded.picture, decoded.arrived, decoded.decode_ms)
                 self._put(frame, wait=recording)
             return recording or self._ends == "always"
+
+    def _skip(self, count: int) -> None:
+        with self._changed:
+            self._number += count
+            self.dropped += count
 
     def _put(self, frame: Frame, wait: bool) -> None:
         with self._changed:
