@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from fer_edge.decode import MAX_PIXELS, Budget
 from fer_edge.errors import SourceError
 from fer_edge.video import VIDEO_PIXEL_BYTES, turn_of_frame
 
-from .frames import ArrayPicture, Pixels, Size
+from .frames import ArrayPicture, Picture, Pixels, Size
 
 _HTTP_REFUSALS = ("HTTPUnauthorizedError", "HTTPForbiddenError", "HTTPNotFoundError", "HTTPBadRequestError")
 _SWAPS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE)
@@ -137,7 +136,7 @@ class Decoded:
     """One picture. ``time``: seconds of the medium as it stands there, None where none does; ``arrived``: time.monotonic()
     when its last byte was there; ``decode_ms``: milliseconds of decoding, of a file with reading."""
 
-    picture: DecodedPicture
+    picture: Picture
     time: float | None
     arrived: float
     decode_ms: float
@@ -208,7 +207,8 @@ class Decoder:
     ``name`` for messages; ``wait``: seconds to wait for the opening, and for each packet after it, None: for ever;
     ``seconds``: its length, if it says one; ``rate``: its pictures a second, if it says so. ``broken``: packets that could
     not be decoded, since the first picture; ``broken_at``: seconds of the medium of the picture before the first of them.
-    ``skipped``: packets that were left out, with ``wait``, because they were read too late (:class:`Backlog`).
+    ``borrows``: its packets lie in memory that goes when it is closed, so that pixels are made at once. ``skipped``: packets
+    that were left out, with ``wait``, because they were read too late (:class:`Backlog`).
 
     Raises SourceError of one line, without the address: that may hold a password."""
 
@@ -223,19 +223,21 @@ class Decoder:
         buffer: int = 1 << 16,
         max_pixels: int = MAX_PIXELS,
         turns: Turns | None = None,
+        borrows: bool = False,
     ) -> None:
         import av
 
         self.name, self.broken, self.broken_at, self.skipped = name, 0, 0.0, 0
         self._turns, self._converter = turns or Turns(), Converter()
-        self._stall = wait[1] if wait else None
+        self._stall, self._borrows = wait[1] if wait else None, borrows
+        self._seen: float | None = None
         self._most = Budget(max_pixels).bytes // VIDEO_PIXEL_BYTES
         self._max_pixels = max_pixels
         try:
             self._container = av.open(
                 medium,
                 format=format,
-                options=dict(options or {}),
+                container_options=dict(options or {}),  # as plain options they would be laid over what a camera says, too
                 timeout=wait,
                 buffer_size=buffer,
                 metadata_errors="replace",
@@ -279,7 +281,7 @@ class Decoder:
         a packet that cannot be decoded is counted and left out."""
         import av
 
-        began, last, seen = time.perf_counter(), time.monotonic(), None
+        began, last = time.perf_counter(), time.monotonic()
         packets = self._container.demux() if self._stall is not None else self._container.demux(self._stream)
         backlog = None if self._stall is None or self._stream.codec_context.codec.intra_only else Backlog()
         while True:
@@ -289,33 +291,47 @@ class Decoder:
                 raise _refusal(self.name, error, self._stall or 0.0) from None
             if packet is None:
                 return
-            arrived = time.monotonic()
-            if packet.stream.index != self._stream.index:
-                # Sound that goes on hides a picture that stands still.
-                if self._stall is not None and arrived - last > self._stall:
-                    raise SourceError(f"{self.name}: no picture for {self._stall:g} s")
-                continue
-            stamp = None if packet.dts is None else float(packet.dts * packet.time_base)
-            if backlog is not None and backlog.leaves_out(stamp, arrived, packet.is_keyframe):
-                self.skipped += 1
-                continue
+            arrived, is_data = time.monotonic(), packet.size > 0
             if self._stall is not None:
                 began = time.perf_counter()
-            try:
-                frames = self._decode(packet)
-            except (av.error.FFmpegError, ValueError):
-                frames = []
-                if seen is not None:
-                    self.broken_at = self.broken_at if self.broken else seen
-                    self.broken += 1
-            for frame in frames:
-                last, moment = arrived, frame.time
-                seen = seen or 0.0 if moment is None or not math.isfinite(moment) else moment
-                picture = DecodedPicture(frame, self._turns.of(frame, self._codec), self._converter)
-                yield Decoded(picture, moment, arrived, (time.perf_counter() - began) * 1e3)
+            decoded: list[Decoded] = []
+            if packet.stream.index == self._stream.index:
+                stamp = None if packet.dts is None else float(packet.dts * packet.time_base)
+                if backlog is not None and backlog.leaves_out(stamp, arrived, packet.is_keyframe):
+                    self.skipped += 1
+                else:
+                    decoded = self._pictures_of(packet, arrived, began)
+            del packet  # a camera's lies in its driver's memory, which goes when the device is closed
+            for one in decoded:
+                last = arrived
+                yield one
                 began = time.perf_counter()
-            if self._stall is not None and packet.size and arrived - last > self._stall:
+            # Sound may go on where the picture stands still.
+            if self._stall is not None and is_data and arrived - last > self._stall:
                 raise SourceError(f"{self.name}: no picture for {self._stall:g} s")
+
+    def _pictures_of(self, packet: Any, arrived: float, began: float) -> list[Decoded]:
+        import av
+
+        try:
+            frames = self._decode(packet)
+        except (av.error.FFmpegError, ValueError):
+            if self._seen is not None:
+                self.broken_at = self.broken_at if self.broken else self._seen
+                self.broken += 1
+            return []
+        decoded = []
+        for frame in frames:
+            moment = frame.time
+            self._seen = (self._seen or 0.0) if moment is None else moment
+            picture: Picture
+            if self._borrows:  # nor is it asked for its turn: that would keep it until the garbage collector comes
+                picture = ArrayPicture(self._converter.rgb(frame))
+            else:
+                picture = DecodedPicture(frame, self._turns.of(frame, self._codec), self._converter)
+            decoded.append(Decoded(picture, moment, arrived, (time.perf_counter() - began) * 1e3))
+            began = time.perf_counter()
+        return decoded
 
     def _decode(self, packet: Any) -> list[Any]:
         frames: list[Any] = packet.decode()

@@ -7,11 +7,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from fer_edge.decode import MAX_PIXELS
@@ -256,28 +255,43 @@ def public_address(address: str) -> str:
 
 def open_camera(device: str, patience: Patience, *, size: Size | None, fps: float | None, max_pixels: int) -> LiveSource:
     """A camera of this box, by Video4Linux. ``size`` (width, height) and ``fps`` are asked for, and one that does not have
-    them is refused; None: as it stands. It is looked for at once, and opened when the iteration begins."""
+    them is refused; None: as it stands. Above 640 x 480 MJPEG is tried first: USB 2 has no room for more than 10 raw
+    frames a second there. It is looked for at once, and opened when the iteration begins."""
     options = {}
     if size is not None:
         options["video_size"] = f"{size[0]}x{size[1]}"
     if fps is not None:
         options["framerate"] = f"{fps:g}"
+    raw, mjpeg = options, {**options, "input_format": "mjpeg"}
+    large = size is not None and size[0] * size[1] > 640 * 480
+    ways = [mjpeg, raw] if large else [raw, mjpeg] if options else [raw]
 
     def connect(wait: tuple[float, float], turns: Turns, over: threading.Event) -> Decoder:
-        decoder = Decoder(device, device, format="v4l2", options=options, wait=wait, max_pixels=max_pixels, turns=turns)
-        with ExitStack() as stack:
-            stack.enter_context(decoder)
-            if size is not None and decoder.size != size:
-                wide, high = decoder.size
-                raise RefusedError(
-                    f"{device} has no {size[0]} x {size[1]} pixels; the nearest that it has are {wide} x {high}"
-                )
-            if fps is not None and decoder.rate is not None and abs(decoder.rate - fps) > 0.1 * fps:
-                raise RefusedError(f"{device} gives {decoder.rate:g} frames a second at this size, and not {fps:g}")
-            stack.pop_all()
-        return decoder
+        how: dict[str, Any] = {"wait": wait, "max_pixels": max_pixels, "turns": turns}
+        refusal: SourceError | None = None
+        for way in ways:
+            try:
+                decoder = Decoder(device, device, format="v4l2", options=way, borrows=True, **how)
+            except SourceError as error:
+                refusal = RefusedError(str(error))
+                continue
+            if not (problem := _unlike(decoder, size, fps)):
+                return decoder
+            decoder.close()
+            refusal = RefusedError(f"{device} {problem}")
+        assert refusal is not None
+        raise refusal
 
     if not Path(device).exists():
         there = ", ".join(sorted(str(path) for path in Path("/dev").glob("video*"))) or "none"
         raise SourceError(f"{device} does not exist; cameras of this box: {there}")
     return LiveSource(device, connect, patience)
+
+
+def _unlike(camera: Decoder, size: Size | None, fps: float | None) -> str:
+    """What is not as it was asked for; drivers take the nearest without a word."""
+    if size is not None and camera.size != size:
+        return f"has no {size[0]} x {size[1]} pixels; the nearest it has are {camera.size[0]} x {camera.size[1]}"
+    if fps is not None and camera.rate is not None and abs(camera.rate - fps) > 0.1 * fps:
+        return f"gives {camera.rate:g} frames a second at this size, and not {fps:g}"
+    return ""
