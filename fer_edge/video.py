@@ -200,12 +200,13 @@ _TURNS: dict[int, Image.Transpose | None] = {
 
 def turn_of_frame(frame: Any, decoder: str) -> Image.Transpose | None:
     """What the display matrix of a frame of PyAV asks for, to the nearest quarter turn; None without one. ``decoder``: the
-    name of its codec. The frame is not freed before the garbage collector comes: ask once for each ``frame.rotation``."""
+    name of its codec. Ask once for each ``frame.rotation``."""
     # PyAV (14 to 18, at least) frees the metadata of side data twice, and the decoder of PNG alone gives any: its ICC
     # profile's name. Such a frame is turned, but not mirrored.
     if decoder in ("png", "apng"):
         return _TURNS[round(frame.rotation / 90) % 4]
-    data = frame.side_data.get("DISPLAYMATRIX")
+    # A frame whose side data was looked at is not freed before the garbage collector comes: a small one with the same data.
+    data = frame.reformat(width=16, height=16, format="gray").side_data.get("DISPLAYMATRIX")
     if data is None:
         return None
     a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])

@@ -143,8 +143,7 @@ class Decoded:
 
 
 class Turns:
-    """What frames' display matrices ask for. A frame whose side data was looked at is not freed before the garbage collector
-    comes, so that is done once for each angle; of a source that comes back the same are kept."""
+    """What frames' display matrices ask for: looked at once for each angle, also of a source that comes back."""
 
     def __init__(self) -> None:
         self._known: dict[int, Image.Transpose | None] = {}
@@ -325,7 +324,7 @@ class Decoder:
             moment = frame.time
             self._seen = (self._seen or 0.0) if moment is None else moment
             picture: Picture
-            if self._borrows:  # nor is it asked for its turn: that would keep it until the garbage collector comes
+            if self._borrows:
                 picture = ArrayPicture(self._converter.rgb(frame))
             else:
                 picture = DecodedPicture(frame, self._turns.of(frame, self._codec), self._converter)
