@@ -44,6 +44,45 @@ def data(fer2013: Path, ferplus: Path, output: Path, as_json: bool) -> None:
     emit(counts) if as_json else say("\n".join(f"{name}: {count} faces" for name, count in counts.items()))
 
 
+@student.command(
+    examples=(
+        "fer-edge student split my-faces/ -o data/",
+        "fer-edge student split my-faces/ -o data/ --person '(.+)_[0-9]+'",
+    )
+)
+@click.argument("faces", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for train, validation and test."
+)
+@click.option("--validation", type=Finite(0, 1), default=0.1, show_default=True, help="Share of the faces to choose by.")
+@click.option("--test", type=Finite(0, 1), default=0.1, show_default=True, help="Share of the faces to test on, at the end.")
+@click.option("--person", metavar="REGEX", help="Files whose names agree in its group stay together; photos of one person.")
+@click.option("--size", type=click.IntRange(min=16, max=256), default=48, show_default=True, help="Pixels of a face's side.")
+@click.option("--skip-unknown", is_flag=True, help="Leave out folders that are none of the eight expressions.")
+@common
+def split(faces: Path, output: Path, as_json: bool, **options: Any) -> None:
+    """Make train.npz, validation.npz and test.npz of your own labelled FACES, a folder for each expression.
+
+    Photos of one scene, cut or compressed differently, go to one of the three. The expressions are happiness, sadness,
+    neutral, anger, surprise, disgust, fear and contempt.
+    """
+    need_extra("rich", extra="convert")
+    from .own import split as run
+
+    with fraction(sys.stderr, "reading faces") as progress:
+        made = run(faces, output, on_picture=progress, **options)
+    totals = {name: sum(counts.values()) for name, counts in made.counts.items()}
+    if as_json:
+        emit({"folder": str(output), "faces": made.counts, "left_out": made.left_out, "together": made.together})
+        return
+    for name, counts in made.counts.items():
+        say(f"{name}: {totals[name]} faces ({', '.join(f'{label} {count}' for label, count in counts.items() if count)})")
+    if made.together:
+        say(f"{made.together} faces stayed with another one: a twin, or a photo of the same person")
+    if made.left_out:
+        say(f"left out: {', '.join(f'{count} of {name}' for name, count in made.left_out.items())}")
+
+
 @student.command(examples=("fer-edge student sentences --text-encoder all-MiniLM-L6-v2/ -o sentences.npz",))
 @click.option("--text-encoder", required=True, help="sentence-transformers/all-MiniLM-L6-v2, or a folder that holds it.")
 @click.option(
