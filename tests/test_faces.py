@@ -257,8 +257,8 @@ def test_threads_may_share_a_finder(finder: FaceFinder, photos: Path) -> None:
 
 # The arithmetic of boxes.
 
-NUMBER = st.floats(-700, 700, width=32)
-ROW = st.tuples(*[NUMBER] * 14, st.floats(0, 1, width=32))
+PLACE, SPAN = st.floats(-120, 900, width=32), st.floats(-1, 200, width=32)
+ROW = st.tuples(PLACE, PLACE, SPAN, SPAN, *[PLACE] * 10, st.floats(0, 1, width=32))
 SIDE = st.integers(1, 5000)
 
 
@@ -285,6 +285,24 @@ def test_every_face_can_be_cut(rows: list[tuple[float, ...]], picture: tuple[int
             assert right > 0
             assert bottom > 0
         assert any(math.isclose(x, row[0] * wide / seen[0], abs_tol=0.0051) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("box", "count"),
+    [
+        ((-10, 40, 20, 20), 1),
+        ((-11, 40, 20, 20), 0),
+        ((40, -11, 20, 20), 0),
+        ((89, 40, 20, 20), 1),
+        ((90, 40, 20, 20), 0),
+        ((40, 70, 20, 20), 0),
+        ((40, 40, 1.9, 20), 0),
+        ((40, 40, 20, -20), 0),
+    ],
+)
+def test_a_face_has_its_centre_in_the_picture(box: tuple[float, ...], count: int) -> None:
+    row = np.array([[*box, *[1.0] * 10, 0.9]])
+    assert len(faces_of(row, (100, 80), (100, 80))) == count
 
 
 @given(rows=st.lists(ROW, min_size=1, max_size=3), factor=st.integers(2, 8))
@@ -358,10 +376,9 @@ def of_another_shape(file: Path, target: Path) -> None:
         for i, name in enumerate(node.output):
             if name == "kps_8":
                 node.output[i] = "kps_whole"
-    starts, ends = (onnx.numpy_helper.from_array(np.array([0, 0, v]), n) for v, n in ((0, "s0"), (4, "s1")))
-    ends = onnx.numpy_helper.from_array(np.array([9, 99_999, 4]), "s1")
-    graph.initializer.extend([starts, ends])
-    graph.node.append(onnx.helper.make_node("Slice", ["kps_whole", "s0", "s1"], ["kps_8"]))
+    bounds = {"starts": [0, 0, 0], "ends": [9, 99_999, 4]}
+    graph.initializer.extend([onnx.numpy_helper.from_array(np.array(v), name) for name, v in bounds.items()])
+    graph.node.append(onnx.helper.make_node("Slice", ["kps_whole", *bounds], ["kps_8"]))
     onnx.save(model, target)
 
 
