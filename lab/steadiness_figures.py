@@ -169,10 +169,13 @@ def crossing_film(pair: Sequence[Photo], rng: np.random.Generator) -> Film:
 
 
 def numbers_of(film: Film, clf: Classifier, finder: FaceFinder) -> list[list[int]]:
-    """The tracks that each actor had, one after the other: one where the number was kept."""
+    """The tracks that each of two actors had, one after the other: one where the number was kept. While one face lies before
+    the other, nobody can say whose it is."""
     found: list[list[int]] = [[] for _ in film.actors]
     for time, row in watched(film, clf, finder):
-        poses = [actor.pose(time) for actor in film.actors]
+        one, other = poses = [actor.pose(time) for actor in film.actors]
+        if np.hypot(one.x - other.x, one.y - other.y) < max(one.side, other.side):
+            continue
         for track, (x, y, _, _) in row.items():
             near = int(np.argmin([np.hypot(x - pose.x, y - pose.y) / pose.side for pose in poses]))
             if np.hypot(x - poses[near].x, y - poses[near].y) < 0.3 * poses[near].side and track not in found[near][-1:]:
