@@ -33,7 +33,7 @@ from fer_edge.live.sources import open_source
 from fer_edge.live.streams import LiveSource, Patience, public_address
 from lab.streams import KINDS, Server, cuts, free_port, lacks
 
-pytest.importorskip("av")
+av = pytest.importorskip("av")
 
 
 def need(kind: str) -> None:
@@ -304,8 +304,12 @@ def test_what_no_waiting_mends_is_told_at_once() -> None:
                 list(open_source(address))
             assert time.monotonic() - began < 5
             assert "\n" not in str(caught.value)
-    with pytest.raises(fer_edge.SourceError, match="does not know this kind of address"):
-        list(open_source("srt://127.0.0.1:9"))
+    try:
+        av.open("srt://127.0.0.1:9", timeout=1)
+    except av.error.FFmpegError as error:
+        if isinstance(error, av.error.ProtocolNotFoundError):  # by how its FFmpeg was built
+            with pytest.raises(fer_edge.SourceError, match="does not know this kind of address"):
+                list(open_source("srt://127.0.0.1:9"))
 
 
 def test_an_account_is_used_and_never_told() -> None:
