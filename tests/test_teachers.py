@@ -98,7 +98,7 @@ def test_a_teachers_text_side(teacher: Teacher, bundle: Path, clip: Path, reques
         assert (teacher.sets[0].name, teacher.size, teacher.color) == ("ferplus8", 48, "gray")
     got, scale = teacher.constants(["anger", "fear"])
     np.testing.assert_allclose(got[1], expected, atol=2e-3)
-    assert scale == teacher.sets[0].logit_scale
+    assert scale == pytest.approx(teacher.sets[0].logit_scale / teacher.sets[0].temperature)
     assert len(teacher.sha256) >= 64
 
 
@@ -167,7 +167,7 @@ def test_a_teacher_without_an_answer(bundle: Path) -> None:
 
 
 def test_mean_scores_are_the_formula(bundle: Path, clip: Path) -> None:
-    """mean over teachers of softmax(s <t/|t|, c_k>), each with its own scale and constants, in the order asked for."""
+    """mean over teachers of softmax(s <t/|t|, c_k> / temperature), each with its own numbers, in the order asked for."""
     first, second = open_teacher(str(bundle)), open_teacher(str(clip), clip.parent / "head.pth")
     first = replace(first, sets=tuple(replace(s, logit_scale=7.5) for s in first.sets))
     wanted = ("fear", "happiness", "anger")
@@ -177,7 +177,7 @@ def test_mean_scores_are_the_formula(bundle: Path, clip: Path) -> None:
         answers.append((known, said))
         labels = known.sets[0]
         c = np.stack([labels.constants[labels.labels.index(label)] for label in wanted]).astype(np.float64)
-        expected.append(softmax(labels.logit_scale * said.astype(np.float64) @ c.T))
+        expected.append(softmax(labels.logit_scale / labels.temperature * said.astype(np.float64) @ c.T))
     assert np.abs(expected[0] - expected[1]).max() > 0.05
     got = mean_scores(answers, wanted)
     assert got.dtype == np.float32
