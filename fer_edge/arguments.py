@@ -69,13 +69,21 @@ def _parts(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
+def _origin(part: Any) -> Any:
+    """The class behind a hint, behind aliases too: numpy's ``NDArray`` is one from 2.5 on (PEP 695)."""
+    origin = get_origin(part) or part
+    while hasattr(origin, "__value__"):
+        origin = get_origin(origin.__value__) or origin.__value__
+    return origin
+
+
 def _test(hint: Any) -> tuple[frozenset[type], Test, Any]:
     """(types that need no further look, whether a value of another type fits, the annotation)."""
     classes: list[type] = []
     tests: list[Test] = []
     values: tuple[object, ...] = ()
     for part in _parts(hint):
-        origin = get_origin(part) or part
+        origin = _origin(part)
         if origin is Literal:
             values += get_args(part)
         elif origin in _TESTS:
@@ -83,7 +91,7 @@ def _test(hint: Any) -> tuple[frozenset[type], Test, Any]:
         else:
             classes.append(origin)
     kinds = tuple(classes)
-    usual = frozenset(kind for part in _parts(hint) for kind in _USUAL.get(get_origin(part) or part, kinds))
+    usual = frozenset(kind for part in _parts(hint) for kind in _USUAL.get(_origin(part), kinds))
 
     def fits(value: object) -> bool:
         return isinstance(value, kinds) or (isinstance(value, str) and value in values) or any(t(value) for t in tests)
@@ -130,7 +138,7 @@ _WORDS: dict[Any, str] = {
 
 
 def _words(part: Any) -> str:
-    origin = get_origin(part) or part
+    origin = _origin(part)
     if origin is Literal:
         return " or ".join(map(repr, get_args(part)))
     if origin is tuple and get_args(part)[-1:] != (...,):
