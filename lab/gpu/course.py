@@ -76,7 +76,9 @@ TEACHERS = (
     replace(_KNOWN, name="id131", seed=31, size=131, lr=1e-3, by_depth=0.7),
     replace(_KNOWN, name="id131b", seed=32, size=131, lr=1e-3, by_depth=0.7),
     replace(_KNOWN, name="id150", seed=33, size=150, lr=7e-4, by_depth=0.8),
+    replace(_KNOWN, name="id150b", seed=35, size=150, lr=7e-4, by_depth=0.8),
     replace(_TEACHER, name="stack", seed=34, widths=(40, 64, 160, 320), depths=(1, 2, 5, 4), mixup=0.3),
+    replace(_TEACHER, name="stackb", seed=36, widths=(32, 72, 176, 320), depths=(1, 3, 4, 3), mixup=0.3),
 )
 _STUDENT = Course("", share=0.8, photos=64, dropout=0.1, mixup=0.1)
 STUDENTS = (
