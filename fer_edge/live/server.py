@@ -30,6 +30,8 @@ READ_SECONDS, WRITE_SECONDS = 10.0, 20.0
 """A connection that has not sent its whole request, or taken its whole answer, by then is cut."""
 TICK = 0.25
 """Seconds between two looks at what is overdue, and the most that closing waits."""
+CUT = float("-inf")
+"""When a connection is due that was cut, and that its thread has not closed yet."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,10 @@ class _Listener(ThreadingHTTPServer):
         self._loopback, self._any_name = address.loopback, any_name
         self._names = {"localhost"} if address.loopback else {"localhost", address.host.lower(), *_own_names()}
         self._lock = threading.Lock()
+        self._place = threading.Condition(self._lock)
+        """A connection was closed."""
         self._due: dict[socket.socket, float] = {}
-        """Connection -> when it is cut; infinity while its answer is made."""
+        """Connection that is not closed -> when it is cut; infinity while its answer is made."""
         self._workers: set[threading.Thread] = set()
         super().__init__(address.sockaddr, _Handler)
 
@@ -157,18 +161,26 @@ class _Listener(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
-            idle = [connection for connection, due in self._due.items() if due != float("inf")]
-            full = len(self._due) >= CONNECTIONS
-            if full and idle:
-                oldest = min(idle, key=self._due.__getitem__)
-                del self._due[oldest]
-                _cut(oldest)
-            if not full or idle:
+            # On a busy box threads are slow to close what was cut; it counts until they have.
+            while not (taken := len(self._due) < CONNECTIONS) and min(self._due.values()) < float("inf"):
+                if idle := self._idle():
+                    self._end(min(idle, key=self._due.__getitem__))
+                if not self._place.wait_for(lambda: len(self._due) < CONNECTIONS, TICK) and not idle:
+                    break
+            if taken:
                 self._due[request] = time.monotonic() + READ_SECONDS
-        if full and not idle:
-            self.shutdown_request(request)
-        else:
+        if taken:
             super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def _idle(self) -> list[socket.socket]:
+        """The connections that wait for their client. Under the lock, as _end."""
+        return [connection for connection, due in self._due.items() if CUT < due < float("inf")]
+
+    def _end(self, connection: socket.socket) -> None:
+        self._due[connection] = CUT
+        _cut(connection)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -180,29 +192,28 @@ class _Listener(ThreadingHTTPServer):
                 self._workers.discard(threading.current_thread())
 
     def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
         with self._lock:
             self._due.pop(request, None)
-        super().shutdown_request(request)
+            self._place.notify()
 
     def allow(self, connection: socket.socket, seconds: float) -> None:
-        """Cut the connection in so many seconds, unless it is allowed anew."""
+        """Cut the connection in so many seconds, unless it is allowed anew or cut already."""
         with self._lock:
-            if connection in self._due:
+            if self._due[connection] != CUT:
                 self._due[connection] = time.monotonic() + seconds
 
     def service_actions(self) -> None:
         now = time.monotonic()
         with self._lock:
-            for connection in [connection for connection, due in self._due.items() if due <= now]:
-                del self._due[connection]
-                _cut(connection)
+            for connection in [connection for connection in self._idle() if self._due[connection] <= now]:
+                self._end(connection)
 
     def cut_all(self) -> None:
         """Cut every connection and wait for its thread."""
         with self._lock:
             for connection in self._due:
-                _cut(connection)
-            self._due.clear()
+                self._end(connection)
             workers = list(self._workers)
         for worker in workers:
             worker.join(READ_SECONDS)
