@@ -1,9 +1,9 @@
 """What came back from a GPU, on a machine that has the faces as they are: ``python -m lab.gpu.finish STUDENTS
-NAME DATA OUTPUT`` fits the text side of one student and writes a checkpoint for ``fer-edge convert``."""
+NAME DATA OUTPUT [--prior P]`` fits the text side of one student and writes a checkpoint for ``fer-edge convert``."""
 
 from __future__ import annotations
 
-import sys
+import argparse
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from .course import read_course, restore
 from .pack import LABELS, held_out
 
 
-def finish(students: Path, name: str, data: Path, output: Path, work: Path) -> None:
-    """Deploy the network, fit its text side to the faces that it learned from, and save."""
+def finish(students: Path, name: str, data: Path, output: Path, work: Path, prior: float | None = None) -> None:
+    """Deploy the network, fit its text side to the faces that it learned from, and save. ``prior``: another strength of the
+    logit adjustment than its course had; what it is more favours rare classes (``lab.prior_figures`` chooses)."""
     course, notes = read_course(students, name)
     train, test = (load_faces(data / f"{name}.npz", LABELS, course.size) for name in ("train", "public_test"))
     assert train.targets is not None
@@ -39,7 +40,7 @@ def finish(students: Path, name: str, data: Path, output: Path, work: Path) -> N
         lr=course.lr,
         dropout=course.dropout,
         mixup=course.mixup,
-        prior=course.prior,
+        prior=course.prior if prior is None else prior,
         teacher_share=course.share,
         bf16=False,
         seed=course.seed,
@@ -69,5 +70,15 @@ def finish(students: Path, name: str, data: Path, output: Path, work: Path) -> N
     print("written:", output)
 
 
+def main() -> None:
+    """Read the arguments, and finish."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, kind in (("students", Path), ("name", str), ("data", Path), ("output", Path)):
+        parser.add_argument(name, type=kind)
+    parser.add_argument("--prior", type=float, help="of the text side's fit. Default: the course's")
+    given = parser.parse_args()
+    finish(given.students, given.name, given.data, given.output, given.output.with_suffix(".work"), given.prior)
+
+
 if __name__ == "__main__":
-    finish(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[4]).with_suffix(".work"))
+    main()
