@@ -80,15 +80,26 @@ async function faceApi(detector) {
   await load(api.nets.faceExpressionNet, "face_expression_model");
   const options = detector === "ssd" ? new api.SsdMobilenetv1Options() : new api.TinyFaceDetectorOptions();
   const best = (scores) => scores.asSortedArray()[0].expression;
+  // What it leaves of tensors would fill the memory that WebAssembly has.
+  const swept = async (call) => {
+    api.tf.engine().startScope();
+    try {
+      return await call();
+    } finally {
+      api.tf.engine().endScope();
+    }
+  };
   return {
     files: [files[detector], "face_expression_model"].map((file) => path.join(models, `${file}.bin`)),
     network: path.join(models, "face_expression_model.bin"),
     async crop(pixels) {
-      return best(await api.nets.faceExpressionNet.predictExpressions(pixels.expandDims(0).toFloat()));
+      return swept(async () => best(await api.nets.faceExpressionNet.predictExpressions(pixels.expandDims(0).toFloat())));
     },
     async photo(pixels) {
-      const found = await api.detectSingleFace(pixels, options).withFaceExpressions();
-      return found ? best(found.expressions) : null;
+      return swept(async () => {
+        const found = await api.detectSingleFace(pixels, options).withFaceExpressions();
+        return found ? best(found.expressions) : null;
+      });
     },
   };
 }

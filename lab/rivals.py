@@ -251,6 +251,7 @@ def answered(
 @click.option("--most", default=100, show_default=True, help="Faces of a class; 0: all.")
 @click.option("--least", default=50, show_default=True, help="Leave out classes of fewer faces.")
 @click.option("--spoilt", is_flag=True, help="Also the same faces in each of the eight standard ways of spoiling.")
+@click.option("--most-spoilt", type=int, help="Faces of a class that are spoilt. Default: as many as --most.")
 @click.option("--time", "timed", is_flag=True, help="Median ms of the clean faces too: on a quiet machine.")
 def rivals(
     data: Path,
@@ -265,10 +266,12 @@ def rivals(
     most: int,
     least: int,
     spoilt: bool,
+    most_spoilt: int | None,
     timed: bool,
 ) -> None:
     """WAR and UAR of other packages and of ours on the same faces of DATA: a line of JSON for each and each feed."""
     pictures, labels = sample(data, truth, classes, most, least)
+    fewer = (pictures, labels) if most_spoilt is None else sample(data, truth, classes, most_spoilt, least)
     say(f"{len(pictures)} faces: {', '.join(f'{k} {v}' for k, v in Counter(labels).items())}")
     for name in names or RIVALS:
         with opened(name, packages, bundle, detector, runtime) as rival:
@@ -283,9 +286,9 @@ def rivals(
                     if spoilt:
                         row["spoilt"] = {}
                         for spoil in (spoil for spoil in WAYS if spoil.standard):
-                            said, _ = answered(rival, list(spoil.spoil(pictures)), way == "photo", progress)
-                            found = figures(said, labels)
-                            row["spoilt"][spoil.text] = {key: found[key] for key in ("war", "uar", "found")}
+                            said, _ = answered(rival, list(spoil.spoil(fewer[0])), way == "photo", progress)
+                            found = figures(said, fewer[1])
+                            row["spoilt"][spoil.text] = {key: found[key] for key in ("war", "uar", "found", "faces")}
                         means = {key: np.mean([entry[key] for entry in row["spoilt"].values()]) for key in ("war", "uar")}
                         row["spoilt_mean"] = {key: round(float(value), 4) for key, value in means.items()}
                 emit(row)
