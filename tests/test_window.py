@@ -15,7 +15,7 @@ from torch import Tensor
 from fer_edge.converters.crops import augmented
 from fer_edge.converters.student.augment import Strength
 from fer_edge.converters.student.network import StudentConfig, StudentInTraining
-from lab.gpu.course import COURSES, Course, Material, read_course, restore, retilted, save, scores
+from lab.gpu.course import COURSES, Course, Material, keep, read_course, restore, retilted, save, scores
 from lab.gpu.epoch import make_epoch, rows_of
 from lab.gpu.learner import Learner
 from lab.gpu.pack import STEP, Packed, expand, held_out, pack_photos, read_identity, shrink, squeeze, unpack_photos
@@ -219,11 +219,24 @@ def test_a_short_call_tries_every_network(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(np.isfinite(event["eager_loss"]) for event in tried.values())
 
 
+def test_kept_in_8_bits_a_network_says_nearly_the_same(tmp_path: Path) -> None:
+    course = replace(TINY, widths=(16, 32, 64))
+    _saved(course, tmp_path)
+    keep(tmp_path / "start.safetensors", tmp_path / "kept.safetensors")
+    before, after = (restore(tmp_path / f"{name}.safetensors", course, "cpu") for name in ("start", "kept"))
+    ours, theirs = (scores(net, course, FACES, "cpu") for net in (before, after))
+    assert 0 < np.abs(ours - theirs).max() < 0.02
+    assert (tmp_path / "kept.safetensors").stat().st_size < 0.7 * (tmp_path / "start.safetensors").stat().st_size
+    assert read_course(tmp_path / "kept.safetensors") == (course, {})
+
+
 def test_files_of_earlier_runs_can_be_read() -> None:
     root = Path(__file__).parents[1] / "weights"
     course, _ = read_course(root / "window-students.safetensors", "s66b")
     assert course.widths == COURSES["s66b"].widths
-    assert read_course(root / "teacher-identity131-1.safetensors")[0].body == "identity"
+    teacher, _ = read_course(root / "teacher-id131.safetensors")
+    assert teacher.body == "identity"
+    assert restore(root / "teacher-id131.safetensors", teacher, "cpu").head.weight.std() > 0
 
 
 @pytest.mark.parametrize("prior", [0.25, 0.5])
