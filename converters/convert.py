@@ -36,6 +36,7 @@ from fer_edge.golden import BARS, Answers, Parity, answers, compare, same_bytes
 from fer_edge.manifest import Artefact, GoldenRef, Manifest
 from fer_edge.runtime import default_threads, load_runtime, open_model, run, signature
 
+from .about import About
 from .crops import augmented, from_folder
 from .exporter import Export, Exporter, load_exporter
 from .pixels import Normalize
@@ -132,6 +133,7 @@ class _Material:
     golden: Golden
     calibration: NDArray[np.uint8]
     calibrated_with: str
+    about: About
     kept: str = ""
 
 
@@ -150,7 +152,7 @@ def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None
     total = 1 + len(plan.runtimes)
     with staged(target, plan.force) as folder:
         report(Step(0, total, f"reading {source}"))
-        material = _prepare(source, plan)
+        material = _prepare(source, plan, plan.name or target.name)
         made: list[Artefact | Failure] = []
         for i, (runtime, exporter) in enumerate(exporters.items()):
             report(Step(1 + i, total, f"{runtime}: {', '.join(plan.precisions)}"))
@@ -159,13 +161,13 @@ def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None
         failed = tuple(item for item in made if isinstance(item, Failure))
         if failed and (plan.require_all or not artefacts):
             raise ConversionError("; ".join(f"{f.runtime} {f.precision} {f.reason}" for f in failed))
-        _finish(folder, material, plan, target, artefacts)
+        _finish(folder, material, plan, artefacts)
         _read_back(folder)
         report(Step(total, total, "done"))
     return Conversion(open_bundle(target), failed, material.reference.notes)
 
 
-def _prepare(source: str, plan: Plan) -> _Material:
+def _prepare(source: str, plan: Plan, name: str = "") -> _Material:
     asked = (plan.projection, plan.labels, plan.prompts, plan.normalize)
     reference = open_reference(source, *asked, plan.pruning)
     size, color = reference.spec.height, reference.spec.color
@@ -175,7 +177,9 @@ def _prepare(source: str, plan: Plan) -> _Material:
         raise ConversionError(f"{source} gives NaN or Inf on ordinary faces; its weights are broken")
     calibration, calibrated_with = _calibration(reference.encoder, plan)
     kept = _kept(open_reference(source, *asked), reference, plan) if plan.pruning else ""
-    return _Material(reference, Golden(crops, features), calibration, calibrated_with, kept)
+    labels = reference.sets[0]
+    about = About(name, plan.version, plan.licence, labels.name, labels.labels, reference.spec)
+    return _Material(reference, Golden(crops, features), calibration, calibrated_with, about, kept)
 
 
 def _calibration(encoder: Encoder, plan: Plan) -> tuple[NDArray[np.uint8], str]:
@@ -207,7 +211,9 @@ def _artefacts(
     """Export and check every precision for one runtime. What fails leaves no file."""
     architecture = material.reference.encoder.architecture
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        export = Export(material.reference.graph, material.calibration, architecture, plan.symmetric, Path(scratch))
+        export = Export(
+            material.reference.graph, material.calibration, architecture, plan.symmetric, Path(scratch), material.about
+        )
         try:
             traced = exporter.trace(export)
         except Exception as error:  # the converters' own exceptions share no base class
@@ -301,13 +307,13 @@ def _advice(parity: Parity, runtime: str, precision: str, material: _Material, p
     return f"{untrained}{way}, or {accept}"
 
 
-def _finish(folder: Path, material: _Material, plan: Plan, target: Path, artefacts: Sequence[Artefact]) -> None:
+def _finish(folder: Path, material: _Material, plan: Plan, artefacts: Sequence[Artefact]) -> None:
     write_npz(folder / "golden.npz", crops=material.golden.crops, features=material.golden.features)
     write_npy(folder / "text_projection.npy", material.reference.r.astype(np.float32))
     sets = tuple(write_label_set(folder, s) for s in material.reference.sets)
     golden = path_ref(folder, "golden.npz")
     manifest = Manifest(
-        name=plan.name or target.name,
+        name=material.about.name,
         version=plan.version,
         licence=plan.licence,
         card="\n\n".join(filter(None, (plan.card or _card(material), material.kept))),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fer_edge.engines import RUNTIMES, engine_of
 from fer_edge.errors import EngineError, UsageError, importable
 
+from .about import About
 from .graph import EdgeGraph
 
 
@@ -24,13 +25,14 @@ class Export:
 
     ``graph`` is the float reference; ``calibration`` uint8 (N, H, W, C); ``architecture`` steers the int8 recipe;
     ``symmetric``: int8 activations with zero point 0, as TensorRT wants; ``scratch``: a folder for files in between, gone
-    after the conversion."""
+    after the conversion; ``about``: what the artefact says of itself, None: nothing."""
 
     graph: EdgeGraph
     calibration: NDArray[np.uint8]
     architecture: Literal["vit", "cnn"]
     symmetric: bool
     scratch: Path
+    about: About | None = None
 
     @property
     def example(self) -> NDArray[np.uint8]:

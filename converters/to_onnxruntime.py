@@ -13,9 +13,11 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from .about import About
 from .exporter import Export
 from .rounding import round_for_outputs
 
@@ -61,12 +63,36 @@ def write(traced: Path, precision: str, export: Export, folder: Path) -> list[st
         onnx.save(convert_float_to_float16(model, keep_io_types=True, node_block_list=_head(model)), folder / name)
     else:
         _int8(traced, folder / name, export)
+    _finish(folder / name, export.about)
     return [name]
 
 
 def calibrated(export: Export) -> bool:
     """Always: the ranges are measured."""
     return True
+
+
+def _finish(file: Path, about: About | None) -> None:
+    """Put the nodes in order and tell the tensors' types anew (the way to fp16 leaves casts behind their readers, and
+    float32 where none is), name no operator set that a model has no operator of (the quantizer names nine), and write into
+    it what it is: for people, and in the keys that OpenVINO's Model API reads of an ONNX file."""
+    model = onnx.load(file)
+    ONNXModel(model).topological_sort()
+    del model.graph.value_info[:]
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    used = {node.domain for node in model.graph.node} | {""}
+    kept = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    if about:
+        info = {f"model_info {name}": _text(value) for name, value in about.model_info().items()}
+        for key, value in {**about.facts(), **info}.items():
+            model.metadata_props.add(key=key, value=value)
+    onnx.save(model, file)
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _forget_origin(file: Path) -> None:

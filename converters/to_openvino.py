@@ -26,6 +26,13 @@ def trace(export: Export) -> Any:
     for output, name in zip(model.outputs, ("feature", "logits"), strict=True):
         output.get_tensor().set_names({name})
     model.inputs[0].get_tensor().set_names({"image"})
+    model.get_parameters()[0].set_layout(ov.Layout("NHWC"))
+    feature, logits = model.get_results()
+    model = ov.Model([logits, feature], model.get_parameters(), "fer-edge")  # whoever takes one output takes the first
+    for name, value in export.about.model_info().items() if export.about else ():
+        model.set_rt_info(value, ["model_info", name])
+    for name, value in export.about.facts().items() if export.about else ():
+        model.set_rt_info(value, ["fer_edge", name])
     return model
 
 
