@@ -1,6 +1,7 @@
 # make demo | test | test-device | lint | docs | sizes | bench | clean. Each makes .venv by itself when it is missing.
 PYTHON ?= python3
 LIBRARIES ?= oldest
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -12,8 +13,9 @@ DEVICE_TESTS := $(addprefix tests/test_,$(addsuffix .py,runtimes threads opener 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
+# A file's tests stay in one of the processes: they share what its fixtures make. tests/conftest.py says which come first.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What runs on a device: three engines and nothing of the converter. PYTHON=python3.10 names another Python;
 # LIBRARIES=oldest takes the oldest versions that the ranges allow (tests/oldest.txt), LIBRARIES=newest the newest.

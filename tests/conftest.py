@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# torch's threads spin while they wait for one another, which beside other processes doubles their work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+LONGEST = (
+    *("transfer_ray", "convert", "exactness", "golden", "pruning", "streams", "bench", "compare", "telemetry"),
+    *("transfer_features", "watch", "house", "mqtt", "cli", "docs", "memory", "robustness", "show", "student"),
+)
+"""Files of tests that take long."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Among several workers (make test) the longest files are begun first, that none of them ends long after the others."""
+    if hasattr(config, "workerinput"):
+        places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def root() -> Path:
