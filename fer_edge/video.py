@@ -25,6 +25,9 @@ H.264, MPEG-4 and AV1, 24 for HEVC of 10 bits; 30 for H.264 with 16 reference fr
 MAX_FRAMES = 1 << 16
 """Frames that are picked from one video at most; the paper takes 16."""
 
+_PICTURE_STARTS = (b"GIF8", b"\x89PNG", b"BM", b"\xff\x0a", b"\0\0\0\x0cJXL ")
+_PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
+
 _ANIMATION_PIXEL_BYTES = 20
 """Bytes per pixel that Pillow holds to lay an animation's frames over each other."""
 
@@ -47,7 +50,7 @@ def sample_frames(
     ``video``: a sequence of images, an array (T, H, W, C), a folder of frame images (sorted by name; files without an
     image's ending are left out with a warning), an animated image file (GIF, WebP, PNG, AVIF), or any other video file if
     PyAV (``pip install av``) is there. Frames of a file are PIL images, turned and mirrored as the video's display matrix
-    or EXIF tag says. ``max_pixels`` bounds the memory: 9 bytes each for the decoder and all frames together; larger frames
+    or EXIF tag says, in square pixels. ``max_pixels`` bounds the memory: 9 bytes each for the decoder and all frames together; larger frames
     are shrunk by a whole number as they come.
 
     Raises ImageError when there is no frame, or the file cannot be read or is too large."""
@@ -65,6 +68,8 @@ def sample_frames(
             return _pick(frame_files(path), count, str(path))
         if not path.is_file():
             raise ImageError(f"{path} does not exist")
+        if path.stat().st_size > budget.bytes and not is_picture(path):  # a video is not read as a whole, and may be long
+            return _decode_video(path, count, budget)
         with opened(path, budget) as animation:
             # The further pictures of an MPO are other views of the same moment, or how bright it was.
             if animation.format == "MPO" or getattr(animation, "n_frames", 1) == 1:
@@ -74,6 +79,24 @@ def sample_frames(
         return _decode_video(path, count, budget)
     except UNREADABLE as error:
         raise ImageError(f"{path} cannot be decoded: {reason(error)}") from error
+
+
+def is_picture(path: Path) -> bool:
+    """Whether Pillow is to read a file: by its first bytes, or its ending. Raises OSError."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
+    brand = start[4:8] == b"ftyp" and start[8:12] in _PICTURE_BRANDS
+    return start.startswith(_PICTURE_STARTS) or webp or brand or path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def square_size(stored: tuple[int, int], aspect: Any) -> tuple[int, int]:
+    """Size (width, height) in square pixels of a picture whose pixels are ``aspect`` times as wide as high (a fraction; None
+    or 0: not told, so square). One side grows, none shrinks: nothing of the picture is lost."""
+    if not aspect or aspect == 1:
+        return stored
+    wide, high = stored
+    return (round(wide * aspect), high) if aspect > 1 else (wide, round(high / aspect))
 
 
 def frame_files(folder: Path) -> list[Path]:
@@ -133,7 +156,7 @@ def _decode_video(path: Path, count: int, budget: Budget) -> list[ImageLike]:
 
     most = budget.bytes // VIDEO_PIXEL_BYTES
 
-    def frames() -> Iterator[tuple[Any, str]]:
+    def frames() -> Iterator[tuple[Any, Any]]:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ImageError(f"{path} has no video")
@@ -147,9 +170,8 @@ def _decode_video(path: Path, count: int, budget: Budget) -> list[ImageLike]:
             # The size may change on the way; decoders count their margins, too.
             stream.codec_context.options = {"max_pixels": str(most + most // 10 + (1 << 16))}
             stream.codec_context.thread_count = 2  # some decoders hold frames for each thread
-            decoder = stream.codec_context.name
             for frame in container.decode(stream):
-                yield frame, decoder
+                yield frame, stream
 
     try:
         # Containers lie about their length, so the frames are counted first: two passes, one frame in memory at a time.
@@ -159,16 +181,19 @@ def _decode_video(path: Path, count: int, budget: Budget) -> list[ImageLike]:
         positions = segment_middles(total, count)
         several, kept = len(set(positions)), dict[int, Image.Image]()
         turns: dict[int, Image.Transpose | None] = {}
-        for i, (frame, decoder) in enumerate(frames()):
+        for i, (frame, stream) in enumerate(frames()):
             if i in positions:
                 if (angle := frame.rotation) not in turns:
-                    turns[angle] = turn_of_frame(frame, decoder)
+                    turns[angle] = turn_of_frame(frame, stream.codec_context.name)
                 turn, held = turns[angle], frame.width * frame.height * VIDEO_PIXEL_BYTES
-                n = _shrink((frame.width, frame.height), budget, held, several)
+                size = square_size((frame.width, frame.height), stream.sample_aspect_ratio)
+                n = _shrink(size, budget, held, several)
                 if n > 1:
-                    smaller = (max(1, frame.width // n), max(1, frame.height // n))
-                    frame = frame.reformat(*smaller, format="rgb24", interpolation="AREA")
+                    size = (max(1, size[0] // n), max(1, size[1] // n))
+                    frame = frame.reformat(*size, format="rgb24", interpolation="AREA")
                 picture = frame.to_image()
+                if picture.size != size:
+                    picture = picture.resize(size, Image.Resampling.BILINEAR)
                 kept[i] = picture if turn is None else picture.transpose(turn)
         return [kept[i] for i in positions]
     except (av.error.FFmpegError, *UNREADABLE) as error:

@@ -117,6 +117,30 @@ def test_a_video_stands_upright(orientation: int, portrait: Path, tmp_path: Path
         assert far(frame.shrunk((80, 96)), small) < 6
 
 
+@needs_ffmpeg
+@pytest.mark.parametrize("field", ["", ",interlace"])
+@pytest.mark.parametrize(("aspect", "stored"), [("2/1", (80, 192)), ("1/2", (160, 96))])
+def test_pixels_are_square(aspect: str, stored: tuple[int, int], field: str, portrait: Path, tmp_path: Path) -> None:
+    """Whole, shrunk and in part, against the picture that was squeezed."""
+    with Image.open(portrait) as picture:
+        face = picture.convert("RGB").crop((168, 40, 280, 174)).resize((160, 192), Image.Resampling.BILINEAR)
+    face.save(tmp_path / "a.png")
+    squeeze = f"scale={stored[0]}:{stored[1]}:flags=area,setsar={aspect}{field}"
+    repeated = ["-loop", 1, "-r", 8, "-t", 1, "-i", tmp_path / "a.png"]
+    ffmpeg(*repeated, "-vf", squeeze, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-qp", 5, tmp_path / "a.mp4")
+    for frame in frames(open_source(tmp_path / "a.mp4")):
+        assert frame.size == (160, 192)
+        assert far(frame.shrunk((80, 96)), np.asarray(face.resize((80, 96), Image.Resampling.BOX))) < 6
+        assert far(frame.part(40, 60, 60, 80), np.asarray(face)[60:80, 40:60]) < 12
+        assert far(frame.pixels, np.asarray(face)) < 6
+
+
+@needs_ffmpeg
+def test_pixels_of_a_wild_shape_are_refused(moving: Path, tmp_path: Path) -> None:
+    ffmpeg("-i", moving / "000.png", "-vf", "setsar=1000/1", "-c:v", "ffv1", tmp_path / "a.mkv")
+    refused(tmp_path / "a.mkv", r"frames of 160000 x 120 pixels; the limit is")
+
+
 def test_a_turned_video_keeps_no_frame(portrait: Path, tmp_path: Path) -> None:
     """PyAV's frame whose side data was looked at lies in a circle, and waits for the garbage collector."""
     with Image.open(portrait) as picture:

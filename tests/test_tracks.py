@@ -69,6 +69,17 @@ def test_assignment_of_300_is_scipys(shape: tuple[int, int]) -> None:
     assert sum(table[pair] for pair in assignment(table)) == pytest.approx(expected)
 
 
+@given(st.floats(-120, 120), st.floats(-120, 120), st.floats(10, 300), st.floats(0.01, 1.4))
+def test_one_face_and_one_track_are_as_among_many(right: float, below: float, size: float, pause: float) -> None:
+    """The short way gives what the table gives, into which a face that is far away forces it."""
+    tracker = Tracker()
+    tracker.update([face(500, 500)], 0.0)
+    (track,) = tracker._tracks
+    track.move(pause)
+    one, far = face(500 + right, 500 + below, size), face(9000, 9000)
+    assert tracker._assign([one], [0], [track]) == tracker._assign([one, far], [0, 1], [track])
+
+
 def test_nobody_has_no_track() -> None:
     tracker = Tracker()
     assert [tracker.update([], time) for time in (0.0, 0.5)] == [([], []), ([], [])]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import struct
+import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
@@ -173,3 +175,37 @@ def test_a_broken_video_is_one_error(data: Path, tmp_path: Path) -> None:
         with pytest.raises(fer_edge.ImageError, match=name) as caught:
             fer_edge.sample_frames(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("aspect", "stored"), [("2/1", (80, 192)), ("3/2", (107, 192)), ("1/2", (160, 96)), ("8/9", (160, 171))])
+@pytest.mark.parametrize("most", [MAX_PIXELS, 60_000])
+def test_pixels_are_square(aspect: str, stored: tuple[int, int], most: int, face: Image.Image, tmp_path: Path) -> None:
+    """Against the picture that was squeezed; whole, and shrunk."""
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        pytest.skip("needs ffmpeg (apt-get install ffmpeg)")
+    face.save(tmp_path / "a.png")
+    squeeze = f"scale={stored[0]}:{stored[1]}:flags=area,setsar={aspect}"
+    repeated = [ffmpeg, "-v", "error", "-loop", "1", "-r", "8", "-t", "1", "-i", tmp_path / "a.png"]
+    subprocess.run([*repeated, "-vf", squeeze, "-c:v", "ffv1", "-pix_fmt", "bgr0", tmp_path / "a.mkv"], check=True)
+    frame, *_ = fer_edge.sample_frames(tmp_path / "a.mkv", 8, max_pixels=most)
+    got = np.asarray(frame).astype(int)
+    times = round(face.width / got.shape[1])
+    assert (times > 1) == (most < MAX_PIXELS)
+    assert np.abs(np.array(got.shape[:2]) * times - (192, 160)).max() <= times
+    expected = np.asarray(face.resize((got.shape[1], got.shape[0]), Image.Resampling.BOX)).astype(int)
+    assert np.abs(got - expected).mean() < 6
+
+
+def test_a_long_video_is_read(tmp_path: Path, face: Image.Image) -> None:
+    """However large its file is: it is not held as a whole, as a picture would be, and that is still refused."""
+    film(tmp_path / "a.mp4", face, None)
+    most = 30_000
+    with (tmp_path / "a.mp4").open("ab") as file:
+        file.write((16 << 20).to_bytes(4, "big") + b"free")
+        file.truncate(file.tell() + (16 << 20) - 8)  # a box of nothing, with a hole in it
+    frames = fer_edge.sample_frames(tmp_path / "a.mp4", 3, max_pixels=most * 9)
+    assert [np.asarray(frame).shape for frame in frames] == [(192, 160, 3)] * 3
+    (tmp_path / "a.gif").write_bytes(b"GIF89a" + bytes(16 << 20))
+    with pytest.raises(fer_edge.ImageError, match="the limit for a picture"):
+        fer_edge.sample_frames(tmp_path / "a.gif", 3, max_pixels=most * 9)

@@ -203,6 +203,17 @@ def test_a_picture_of_one_pixel(clf: Classifier, yunet: Path) -> None:
     assert (summary.frames, summary.tracks) == (3, 0)
 
 
+@pytest.mark.parametrize("kind", ["photo", "folder"])
+def test_a_photo_is_for_predict(kind: str, portrait: Path, yunet: Path, tmp_path: Path) -> None:
+    """Nobody can be followed in it, and a watch without a word would look like a photo without a face."""
+    source = portrait if kind == "photo" else tmp_path
+    (tmp_path / "a.png").write_bytes(portrait.read_bytes())
+    result = command(source, "--detector", yunet, "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert re.search(r"is one picture, .* predict --faces", line)
+
+
 def test_an_engine_that_answers_with_nan(picture: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
     with fer_edge.load(threads=1) as own:
         run = own._session.run  # type: ignore[union-attr]

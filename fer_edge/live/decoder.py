@@ -14,7 +14,7 @@ from PIL import Image
 
 from fer_edge.decode import MAX_PIXELS, Budget
 from fer_edge.errors import SourceError
-from fer_edge.video import VIDEO_PIXEL_BYTES, turn_of_frame
+from fer_edge.video import VIDEO_PIXEL_BYTES, square_size, turn_of_frame
 
 from .frames import ArrayPicture, Picture, Pixels, Size
 
@@ -82,18 +82,24 @@ class Converter:
 
 
 class DecodedPicture:
-    """A frame of libav, its display matrix's turn applied to whatever is asked of it."""
+    """A frame of libav; its display matrix's turn is applied to whatever is asked of it. ``aspect``: width of a stored pixel
+    by its height, None: not told; pixels that are given are square."""
 
-    __slots__ = ("_converter", "_frame", "_turn", "size")
+    __slots__ = ("_converter", "_frame", "_lying", "_turn", "size")
 
-    def __init__(self, frame: Any, turn: Image.Transpose | None, converter: Converter) -> None:
+    def __init__(self, frame: Any, turn: Image.Transpose | None, converter: Converter, aspect: Any = None) -> None:
         self._frame, self._turn, self._converter = frame, turn, converter
-        stored = (int(frame.width), int(frame.height))
-        self.size: Size = stored[::-1] if turn in _SWAPS else stored
+        self._lying: Size = square_size((int(frame.width), int(frame.height)), aspect)
+        self.size: Size = self._lying[::-1] if turn in _SWAPS else self._lying
 
     def rgb(self) -> Pixels:
         """uint8 (H, W, 3) RGB, upright."""
-        return _turned(self._converter.rgb(self._frame), self._turn)
+        pixels = self._converter.rgb(self._frame)
+        if self._lying != (self._frame.width, self._frame.height):
+            import cv2
+
+            pixels = cv2.resize(pixels, self._lying, interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
+        return _turned(pixels, self._turn)
 
     def shrunk(self, size: Size) -> Pixels:
         """uint8 (height, width, 3) RGB, upright."""
@@ -101,7 +107,9 @@ class DecodedPicture:
 
     def part(self, left: int, top: int, right: int, bottom: int) -> Pixels | None:
         """A part of the upright picture; None where the whole has to be made."""
-        return self._converter.part(self._frame, left, top, right, bottom) if self._turn is None else None
+        if self._turn is not None or self._lying != (self._frame.width, self._frame.height):
+            return None
+        return self._converter.part(self._frame, left, top, right, bottom)
 
 
 def _turned(pixels: Pixels, turn: Image.Transpose | None) -> Pixels:
@@ -263,17 +271,21 @@ class Decoder:
         stream = videos[0]
         if stream.codec_context is None:
             raise RefusedError(f"{self.name}: PyAV here cannot decode its video")
-        size = (stream.codec_context.width, stream.codec_context.height)
-        if size[0] * size[1] > self._most:
-            raise RefusedError(
-                f"{self.name} has frames of {size[0]} x {size[1]} pixels; the limit is {self._most:,} pixels: make it "
-                f"smaller, or raise max_pixels (now {self._max_pixels:,})"
-            )
+        stored = (stream.codec_context.width, stream.codec_context.height)
+        self._check(stored)
+        self._check(square_size(stored, stream.sample_aspect_ratio))
         # The size may change on the way; decoders count their margins, too.
         stream.codec_context.options = {"max_pixels": str(self._most + self._most // 10 + (1 << 16))}
         # One thread: frame threads hold pictures back, and the processors belong to the detector.
         stream.codec_context.thread_count = 1
         return stream
+
+    def _check(self, size: Size) -> None:
+        if size[0] * size[1] > self._most:
+            raise RefusedError(
+                f"{self.name} has frames of {size[0]} x {size[1]} pixels; the limit is {self._most:,} pixels: make it "
+                f"smaller, or raise max_pixels (now {self._max_pixels:,})"
+            )
 
     def pictures(self) -> Iterator[Decoded]:
         """Every picture, in the order in which they are shown. Raises SourceError when reading fails, or waits too long;
@@ -327,7 +339,9 @@ class Decoder:
             if self._borrows:
                 picture = ArrayPicture(self._converter.rgb(frame))
             else:
-                picture = DecodedPicture(frame, self._turns.of(frame, self._codec), self._converter)
+                turn, aspect = self._turns.of(frame, self._codec), self._stream.sample_aspect_ratio
+                picture = DecodedPicture(frame, turn, self._converter, aspect)
+                self._check(picture.size)  # it may change on the way
             decoded.append(Decoded(picture, moment, arrived, (time.perf_counter() - began) * 1e3))
             began = time.perf_counter()
         return decoded

@@ -14,7 +14,7 @@ from PIL import ImageSequence
 
 from fer_edge.decode import MAX_PIXELS, UNREADABLE, Budget, checked_size, decoding_bytes, opened, reason
 from fer_edge.errors import ImageError, SourceError
-from fer_edge.image import IMAGE_SUFFIXES, load_picture, turn_of
+from fer_edge.image import load_picture, turn_of
 from fer_edge.video import frame_files, upright
 
 from .decoder import Decoder
@@ -28,9 +28,6 @@ _ANIMATION_STEP = 0.1
 
 _JITTER = 1.0
 """Seconds that a time may fall back and be taken for a muxer's slip; more is a new beginning."""
-
-_PICTURE_STARTS = (b"GIF8", b"\x89PNG", b"BM", b"\xff\x0a", b"\0\0\0\x0cJXL ")
-_PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
 
 
 class MediumTime:
@@ -60,6 +57,8 @@ class Recording:
 
     live = False
     dropped = 0
+    single = False
+    """Whether it is known to be one photo."""
 
     def __init__(self, name: str, seconds: float | None = None) -> None:
         self.name, self.seconds = name, seconds
@@ -137,6 +136,7 @@ class PictureFile(Recording):
             with opened(path, self._budget) as animation:
                 # The further pictures of an MPO are other views of the same moment, or how bright it was.
                 if animation.format == "MPO" or getattr(animation, "n_frames", 1) == 1:
+                    self.single = True
                     yield _frame(0, 0.0, np.asarray(load_picture(path, max_pixels).convert("RGB")), began)
                     return
                 for number, picture in enumerate(ImageSequence.Iterator(animation)):
@@ -160,6 +160,7 @@ class FrameFolder(Recording):
         if not files:
             raise SourceError(f"{path} has no frames: it is empty")
         super().__init__(str(path), len(files) / fps)
+        self.single = len(files) == 1
         self._begin(self._read(files, fps, max_pixels))
 
     @staticmethod
@@ -171,12 +172,3 @@ class FrameFolder(Recording):
 
 def _frame(number: int, moment: float, pixels: Pixels, began: float) -> Frame:
     return Frame(number, moment, pixels, time.monotonic(), (time.perf_counter() - began) * 1e3)
-
-
-def is_picture(path: Path) -> bool:
-    """Whether Pillow is to read a file: by its first bytes, or its ending."""
-    with path.open("rb") as file:
-        start = file.read(16)
-    webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
-    brand = start[4:8] == b"ftyp" and start[8:12] in _PICTURE_BRANDS
-    return start.startswith(_PICTURE_STARTS) or webp or brand or path.suffix.lower() in IMAGE_SUFFIXES

@@ -16,11 +16,12 @@ from fer_edge.arguments import checked
 from fer_edge.console import Finite, need_extra
 from fer_edge.decode import MAX_PIXELS
 from fer_edge.errors import SourceError, UsageError
+from fer_edge.video import is_picture
 
 from .decoder import Decoder, Turns
 from .frames import Frame, Gap, Source
 from .pipes import RAW_BYTES, Piped, PipeDecoder, RawFormat, raw_format, refuse_terminal
-from .recordings import FOLDER_FPS, FrameFolder, PictureFile, VideoFile, is_picture
+from .recordings import FOLDER_FPS, FrameFolder, PictureFile, VideoFile
 from .streams import SCHEMES, LiveSource, Patience, open_camera, open_stream
 
 __all__ = ["SOURCE_OPTIONS", "Frame", "Gap", "Source", "open_source", "source_options"]

@@ -25,6 +25,8 @@ SIZE_GAIN = 0.3
 """Share of a new box in the size of a track."""
 GATE = 16.3
 """Squared misfit above which a face is somebody else: chi-squared of two places and a size at 0.999."""
+SETTLE = 0.2
+"""Seconds for which a face must be seen until it is followed."""
 UNMATCHED = 40.0
 """Cost of leaving a face and a track alone; more than any pair within the gate costs."""
 
@@ -49,7 +51,7 @@ class Tracker:
     been seen for ``settle`` seconds. A track that is unseen for more than ``patience`` seconds has ended; its number is
     never used again. ``sure``: the least score of a face that can begin a track."""
 
-    def __init__(self, patience: float = 1.5, settle: float = 0.2, sure: float = 0.6) -> None:
+    def __init__(self, patience: float = 1.5, settle: float = SETTLE, sure: float = 0.6) -> None:
         self.patience, self.settle, self.sure = patience, settle, sure
         self._tracks: list[Track] = []
         self._next = 1
@@ -94,6 +96,8 @@ class Tracker:
         """Index of a face -> its track, which may be unseen: the likeliest assignment of all."""
         if not indices or not tracks:
             return {}
+        if len(indices) == len(tracks) == 1:  # the most frequent case by far, without numpy's dozen calls
+            return {indices[0]: tracks[0]} if _may_be(tracks[0], faces[indices[0]]) else {}
         placed = np.array([_placed(faces[i]) for i in indices])
         state = np.array([(track.x, track.y, track.size, track.variance) for track in tracks])
         size = state[:, None, 2]
@@ -137,6 +141,15 @@ class Track:
         self.speed_variance -= speed_gain * self.covariance
         self.variance, self.covariance = (1 - gain) * self.variance, (1 - gain) * self.covariance
         self.size += SIZE_GAIN * (size - self.size)
+
+
+def _may_be(track: Track, face: Face) -> bool:
+    """Whether a face is likelier to be the only track's than somebody else: as :meth:`Tracker._assign` has it."""
+    x, y, size = _placed(face)
+    variance = track.variance + PLACE_NOISE**2
+    squared = ((x - track.x) ** 2 + (y - track.y) ** 2) / track.size**2
+    misfit = squared / variance + (math.log(size / track.size) / SIZE_NOISE) ** 2
+    return misfit < GATE and misfit + 2 * math.log(variance / PLACE_NOISE**2) < UNMATCHED
 
 
 def _placed(face: Face) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ from functools import partial
 
 from fer_edge.arguments import checked
 from fer_edge.classifier import Classifier
-from fer_edge.errors import FerEdgeError, UsageError
+from fer_edge.errors import FerEdgeError, SourceError, UsageError
 
 from .clock import Spread
 from .events import Event, Summary
@@ -22,7 +22,9 @@ from .judgement import WINDOW
 from .outputs import Fan, Output
 from .pipeline import LONGEST, STAGES, Pipeline, Step
 from .predictions import Align
+from .recordings import Recording
 from .sources import Frame, Gap, Source, open_source
+from .tracks import SETTLE
 
 
 @checked("source")
@@ -54,7 +56,7 @@ def watch(
     and the summary. An error in the middle is raised after these. The classifier, and a finder that was given, stay open.
 
     Raises UsageError for arguments that make no sense, at once; at the first ``next`` what ``open_source`` and
-    ``FaceFinder`` raise; later UsageError when the classifier is closed meanwhile, EngineError when the engine answers
+    ``FaceFinder`` raise, and SourceError for a single photo, in which nobody can be followed; later UsageError when the classifier is closed meanwhile, EngineError when the engine answers
     with NaN, ImageError when the source breaks."""
     for name, value in (("window", window), ("least_eyes", least_eyes), ("seconds", seconds or 0.0)):
         if not 0 <= value < math.inf:
@@ -82,6 +84,11 @@ def _watch(
         finder = stack.enter_context(FaceFinder(longest=LONGEST)) if finder is None else finder
         opened = open_source(str(source)) if isinstance(source, (str, os.PathLike, int)) else source
         stack.callback(opened.close)
+        if isinstance(opened, Recording) and opened.single:
+            raise SourceError(
+                f"{opened.name} is one picture, and a face is followed once it has been seen for {SETTLE:g} s: for photos "
+                "there is fer-edge predict --faces, or clf.predict_faces"
+            )
         if seconds is not None and opened.live:  # one that delivers nothing gives no occasion to look at the clock
             stack.enter_context(_alarm(seconds, opened))
             seconds = None
