@@ -50,8 +50,8 @@ def sample_frames(
     ``video``: a sequence of images, an array (T, H, W, C), a folder of frame images (sorted by name; files without an
     image's ending are left out with a warning), an animated image file (GIF, WebP, PNG, AVIF), or any other video file if
     PyAV (``pip install av``) is there. Frames of a file are PIL images, turned and mirrored as the video's display matrix
-    or EXIF tag says, in square pixels. ``max_pixels`` bounds the memory: 9 bytes each for the decoder and all frames together; larger frames
-    are shrunk by a whole number as they come.
+    or EXIF tag says, in square pixels. ``max_pixels`` bounds the memory: 9 bytes each for the decoder and all frames
+    together; larger frames are shrunk by a whole number as they come. A video's file may be of any size.
 
     Raises ImageError when there is no frame, or the file cannot be read or is too large."""
     if not 1 <= count <= MAX_FRAMES:

@@ -38,14 +38,14 @@ def two(clf: Classifier) -> tuple[Features, Features]:
     return pairs[max(range(len(pairs)), key=lambda i: sum(score for _, score in middles[i].top(2)))]
 
 
-def mix(clf: Classifier, two: tuple[Features, Features], lead: float) -> Features:
-    """Between two features, where the second one's label leads the first one's by so much of probability."""
+def mix(clf: Classifier, two: tuple[Features, Features], odds: float) -> Features:
+    """Between two features, where the second one's label has these odds against the first one's, as a logarithm."""
     labels = [clf.predict_features(row[None])[0].label for row in two]
     shares = np.linspace(0, 1, 2001, dtype=np.float32)[:, None]
     rows = (1 - shares) * two[0] + shares * two[1]
-    leads = [said.scores[labels[1]] - said.scores[labels[0]] for said in clf.predict_features(rows)]
-    near = int(np.abs(np.array(leads) - lead).argmin())
-    assert abs(leads[near] - lead) < 0.02
+    found = [np.log(said.scores[labels[1]] / said.scores[labels[0]]) for said in clf.predict_features(rows)]
+    near = int(np.abs(np.array(found) - odds).argmin())
+    assert abs(found[near] - odds) < 0.02
     row: Features = rows[near]
     return row
 
@@ -74,24 +74,49 @@ def test_the_first_face_gives_the_first_label(clf: Classifier, features: Feature
     assert judgement.prediction == clf.predict_features(features[:1])[0]
 
 
-@pytest.mark.parametrize(("lead", "takes"), [(0.15, False), (0.35, True)])
-def test_a_rival_must_lead(clf: Classifier, two: tuple[Features, Features], lead: float, takes: bool) -> None:
-    judgement = Judgement(clf, window=0.0, lead=0.25, hold=0.2)
+@pytest.mark.parametrize(("odds", "takes"), [(0.4, False), (0.7, True)])
+def test_a_rival_must_have_the_odds(clf: Classifier, two: tuple[Features, Features], odds: float, takes: bool) -> None:
+    judgement = Judgement(clf, window=0.0, odds=0.5)
     judgement.add(two[0], 0.0)
-    close = mix(clf, two, lead)
+    close = mix(clf, two, odds)
     assert any(judgement.add(close, 1 + n / 25) for n in range(50)) == takes
 
 
-def test_a_rival_must_lead_for_a_while(clf: Classifier, two: tuple[Features, Features]) -> None:
-    judgement = Judgement(clf, window=0.0, lead=0.25, hold=0.2)
-    changes = [judgement.add(two[n % 4 != 0], n / 20) for n in range(100)]
-    assert changes == [True] + [False] * 99, "three frames in a row are 0.1 s"
-    changes = [judgement.add(two[1], 5 + n / 20) for n in range(10)]
-    assert changes == [False, True] + [False] * 8, "it has led since 4.85"
+@pytest.mark.parametrize(("odds", "frames"), [(0.7, 14), (0.9, 7), (1.5, 3)])
+def test_the_surer_a_rival_the_sooner_it_is_told(
+    clf: Classifier, two: tuple[Features, Features], odds: float, frames: int
+) -> None:
+    """At 50 frames a second, above odds of 0.5: 0.05 is reached after 0.05 / (odds - 0.5) seconds, the first frame being
+    their beginning."""
+    judgement = Judgement(clf, window=0.0, odds=0.5, evidence=0.05)
+    judgement.add(two[0], 0.0)
+    close = mix(clf, two, odds)
+    changes = [judgement.add(close, 1 + n / 50) for n in range(40)]
+    assert changes.index(True) in (frames - 1, frames)
+    assert sum(changes) == 1
+
+
+def test_no_face_decides_alone(clf: Classifier, two: tuple[Features, Features]) -> None:
+    """However sure it is, and however long nobody was seen before and after it."""
+    for pause in (0.02, 0.3, 10.0):
+        judgement = Judgement(clf, window=0.0)
+        judgement.add(two[0], 0.0)
+        rows = [two[1] if n % 2 else two[0] for n in range(60)]
+        assert not any(judgement.add(row, (n + 1) * pause) for n, row in enumerate(rows))
+
+
+def test_evidence_adds_up_over_a_break(clf: Classifier, two: tuple[Features, Features]) -> None:
+    """A frame that says otherwise takes away what it says, and not everything: two thirds of the frames are enough."""
+    judgement = Judgement(clf, window=0.0, odds=0.5, evidence=0.05)
+    judgement.add(two[0], 0.0)
+    pair = mix(clf, two, 1.0), mix(clf, two, 0.3)
+    changes = [judgement.add(pair[n % 6 == 5], 1 + n / 50) for n in range(60)]
+    assert 6 < changes.index(True) < 30
+    assert sum(changes) == 1
 
 
 def test_the_label_that_stays_has_the_scores_of_now(clf: Classifier, two: tuple[Features, Features]) -> None:
-    judgement = Judgement(clf, window=0.0, hold=10.0)
+    judgement = Judgement(clf, window=0.0, evidence=10.0)
     judgement.add(two[0], 0.0)
     first = judgement.prediction
     judgement.add(two[1], 0.1)
@@ -101,11 +126,15 @@ def test_the_label_that_stays_has_the_scores_of_now(clf: Classifier, two: tuple[
     assert (judgement.prediction.label, judgement.prediction.scores) == (first.label, now.scores)
 
 
-def test_a_rival_that_falls_back_begins_anew(clf: Classifier, two: tuple[Features, Features]) -> None:
-    judgement = Judgement(clf, window=0.0, lead=0.25, hold=0.2)
-    judgement.add(two[0], 0.0)
-    close = [mix(clf, two, 0.15), mix(clf, two, 0.35)]
-    assert not any(judgement.add(close[n % 4 != 0], 1 + n / 20) for n in range(100))
+def test_evidence_is_never_owed(clf: Classifier, two: tuple[Features, Features]) -> None:
+    """A minute of one label does not make another one later."""
+    delays = []
+    for frames in (2, 3000):
+        judgement = Judgement(clf, window=0.0)
+        for n in range(frames):
+            judgement.add(two[0], n / 50)
+        delays.append([judgement.add(two[1], (frames + n) / 50) for n in range(100)].index(True))
+    assert delays[0] == delays[1] < 50
 
 
 @pytest.mark.parametrize(
@@ -131,7 +160,7 @@ def test_certain_is_said_of_the_label_that_stays(
 
 
 def test_a_pause_longer_than_the_window_forgets(clf: Classifier, two: tuple[Features, Features]) -> None:
-    judgement = Judgement(clf, window=1.0, hold=0.0)
+    judgement = Judgement(clf, window=1.0, evidence=0.0)
     for n in range(10):
         judgement.add(two[0], n / 10)
     assert judgement.add(two[1], 5.0)

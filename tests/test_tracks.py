@@ -165,6 +165,16 @@ def test_two_who_cross_keep_their_numbers(speed: float, uneven: bool) -> None:
     assert numbers[-1] == [1, 2]
 
 
+def test_a_box_that_jumps_carries_no_track_away() -> None:
+    """As YuNet's does where two faces meet, in a film of two who cross: two boxes lie beside their face, then it is as it
+    was."""
+    walk = [(t, 225 + 129 * t, 110.0, 100.0) for t in times(3.0)]
+    walk[32] = (walk[32][0], walk[32][1] + 10, 97.0, 114.0)
+    walk[33] = (walk[33][0], walk[33][1] + 14, 99.0, 122.0)
+    frames = [(t, [face(x, y, size)]) for t, x, y, size in walk]
+    assert {row[0] for row in follow(Tracker(), frames)} == {None, 1}
+
+
 def test_a_face_ends_when_patience_is_over_and_its_number_is_not_used_again() -> None:
     tracker = Tracker()
     follow(tracker, ((t, [face(100, 100)]) for t in times(1)))

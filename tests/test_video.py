@@ -177,7 +177,9 @@ def test_a_broken_video_is_one_error(data: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("aspect", "stored"), [("2/1", (80, 192)), ("3/2", (107, 192)), ("1/2", (160, 96)), ("8/9", (160, 171))])
+@pytest.mark.parametrize(
+    ("aspect", "stored"), [("2/1", (80, 192)), ("3/2", (107, 192)), ("1/2", (160, 96)), ("8/9", (160, 171))]
+)
 @pytest.mark.parametrize("most", [MAX_PIXELS, 60_000])
 def test_pixels_are_square(aspect: str, stored: tuple[int, int], most: int, face: Image.Image, tmp_path: Path) -> None:
     """Against the picture that was squeezed; whole, and shrunk."""

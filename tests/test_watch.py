@@ -208,9 +208,13 @@ def test_a_photo_is_for_predict(kind: str, portrait: Path, yunet: Path, tmp_path
     """Nobody can be followed in it, and a watch without a word would look like a photo without a face."""
     source = portrait if kind == "photo" else tmp_path
     (tmp_path / "a.png").write_bytes(portrait.read_bytes())
-    result = command(source, "--detector", yunet, "--json")
-    assert (result.exit_code, result.stdout) == (2, "")
-    (line,) = result.stderr.splitlines()
+    done = subprocess.run(
+        [sys.executable, "-m", "fer_edge", "watch", str(source), "--detector", str(yunet), "--json"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
     assert re.search(r"is one picture, .* predict --faces", line)
 
 

@@ -56,8 +56,8 @@ def watch(
     and the summary. An error in the middle is raised after these. The classifier, and a finder that was given, stay open.
 
     Raises UsageError for arguments that make no sense, at once; at the first ``next`` what ``open_source`` and
-    ``FaceFinder`` raise, and SourceError for a single photo, in which nobody can be followed; later UsageError when the classifier is closed meanwhile, EngineError when the engine answers
-    with NaN, ImageError when the source breaks."""
+    ``FaceFinder`` raise, and SourceError for a single photo, in which nobody can be followed; later UsageError when the
+    classifier is closed meanwhile, EngineError when the engine answers with NaN, ImageError when the source breaks."""
     for name, value in (("window", window), ("least_eyes", least_eyes), ("seconds", seconds or 0.0)):
         if not 0 <= value < math.inf:
             raise UsageError(f"{name} must be a number of at least 0; got {value}")
