@@ -188,8 +188,8 @@ def test_pixels_are_square(aspect: str, stored: tuple[int, int], most: int, face
         pytest.skip("needs ffmpeg (apt-get install ffmpeg)")
     face.save(tmp_path / "a.png")
     squeeze = f"scale={stored[0]}:{stored[1]}:flags=area,setsar={aspect}"
-    repeated = [ffmpeg, "-v", "error", "-loop", "1", "-r", "8", "-t", "1", "-i", tmp_path / "a.png"]
-    subprocess.run([*repeated, "-vf", squeeze, "-c:v", "ffv1", "-pix_fmt", "bgr0", tmp_path / "a.mkv"], check=True)
+    repeated = [ffmpeg, "-v", "error", "-loop", "1", "-r", "8", "-t", "1", "-i", str(tmp_path / "a.png")]
+    subprocess.run([*repeated, "-vf", squeeze, "-c:v", "ffv1", "-pix_fmt", "bgr0", str(tmp_path / "a.mkv")], check=True)
     frame, *_ = fer_edge.sample_frames(tmp_path / "a.mkv", 8, max_pixels=most)
     got = np.asarray(frame).astype(int)
     times = round(face.width / got.shape[1])

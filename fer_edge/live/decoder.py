@@ -98,7 +98,7 @@ class DecodedPicture:
         if self._lying != (self._frame.width, self._frame.height):
             import cv2
 
-            pixels = cv2.resize(pixels, self._lying, interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
+            pixels = cv2.resize(pixels, self._lying, interpolation=cv2.INTER_LINEAR)
         return _turned(pixels, self._turn)
 
     def shrunk(self, size: Size) -> Pixels:
@@ -272,15 +272,15 @@ class Decoder:
         if stream.codec_context is None:
             raise RefusedError(f"{self.name}: PyAV here cannot decode its video")
         stored = (stream.codec_context.width, stream.codec_context.height)
-        self._check(stored)
-        self._check(square_size(stored, stream.sample_aspect_ratio))
+        self._check_size(stored)
+        self._check_size(square_size(stored, stream.sample_aspect_ratio))
         # The size may change on the way; decoders count their margins, too.
         stream.codec_context.options = {"max_pixels": str(self._most + self._most // 10 + (1 << 16))}
         # One thread: frame threads hold pictures back, and the processors belong to the detector.
         stream.codec_context.thread_count = 1
         return stream
 
-    def _check(self, size: Size) -> None:
+    def _check_size(self, size: Size) -> None:
         if size[0] * size[1] > self._most:
             raise RefusedError(
                 f"{self.name} has frames of {size[0]} x {size[1]} pixels; the limit is {self._most:,} pixels: make it "
@@ -341,7 +341,7 @@ class Decoder:
             else:
                 turn, aspect = self._turns.of(frame, self._codec), self._stream.sample_aspect_ratio
                 picture = DecodedPicture(frame, turn, self._converter, aspect)
-                self._check(picture.size)  # it may change on the way
+                self._check_size(picture.size)  # it may change on the way
             decoded.append(Decoded(picture, moment, arrived, (time.perf_counter() - began) * 1e3))
             began = time.perf_counter()
         return decoded
