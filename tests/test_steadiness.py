@@ -75,11 +75,13 @@ def test_the_two_halves_have_nobody_in_common(data: Path) -> None:
     assert halves[0] | halves[1] == set(people(data / "lfw_expressions"))
 
 
-@pytest.mark.parametrize("label", ["happiness", "neutral"])
-def test_nothing_changes_in_a_minute(everyone: list[Photo], clf: Classifier, finder: FaceFinder, label: str) -> None:
+@pytest.mark.parametrize(("label", "score"), [("happiness", 0.95), ("neutral", 0.6)])
+def test_nothing_changes_in_a_minute(
+    everyone: list[Photo], clf: Classifier, finder: FaceFinder, label: str, score: float
+) -> None:
     """Of a face whose frames, each alone, change their label a dozen times and more."""
     moments = uneven(60, 6, np.random.default_rng(3))
-    take = take_of(film_of((0.0, nearest(everyone, clf, label, 0.9)), moments=moments), clf, finder)
+    take = take_of(film_of((0.0, nearest(everyone, clf, label, score)), moments=moments), clf, finder)
     assert len(take.times) > 0.8 * len(moments)
     assert changes(take.alone) > 12
     assert set(take.said.tolist()) == {label}
