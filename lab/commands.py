@@ -9,11 +9,15 @@ import click
 from fer_edge.errors import FerEdgeError
 
 
-class Figures(click.Group):
-    """A group of commands: an error of our tree is one line, as ``fer-edge`` shows it."""
+class OneLine(click.Command):
+    """A command: an error of our tree is one line, as ``fer-edge`` shows it."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except FerEdgeError as error:
             raise click.ClickException(str(error)) from error
+
+
+class Figures(OneLine, click.Group):
+    """A group of commands."""

@@ -27,6 +27,8 @@ from fer_edge.console import emit, say
 from fer_edge.errors import UsageError
 from fer_edge.labels import LABEL_SETS
 
+from .commands import OneLine
+
 LABELS = LABEL_SETS["ferplus8"]
 TILTS = tuple(round(0.05 * i, 2) for i in range(17))
 """From none to 0.8: beyond, WAR has long fallen."""
@@ -218,7 +220,7 @@ def rounded(value: float) -> float:
     return round(float(value), 4)
 
 
-@click.command()
+@click.command(cls=OneLine)
 @click.argument("model", type=click.Path(exists=True, path_type=Path))
 @click.argument("held_out", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("train", type=click.Path(exists=True, dir_okay=False, path_type=Path))

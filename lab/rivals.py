@@ -47,6 +47,8 @@ from fer_edge.image import load_picture
 from fer_edge.labelled import label_of, read_faces
 from fer_edge.labels import LABEL_SETS
 
+from .commands import OneLine
+
 LABELS = LABEL_SETS["rafdb7"]
 """What all of them know: contempt is no answer of the others."""
 PHOTO_SIDE = 224
@@ -238,14 +240,14 @@ def answered(
     return said, np.array(took)
 
 
-@click.command()
+@click.command(cls=OneLine)
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option("--truth", metavar="MEMBER")
 @click.option("--classes", metavar="MEMBER")
 @click.option("--rival", "names", type=click.Choice(RIVALS), multiple=True, help="Repeatable. Default: all of them.")
 @click.option("--packages", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Where the others are.")
 @click.option("--bundle", type=click.Path(exists=True, file_okay=False, path_type=Path), default=DEFAULT_BUNDLE)
-@click.option("--runtime", type=click.Choice(RUNTIMES[:-1]), help="Of ours. Default: the first one installed.")
+@click.option("--runtime", type=click.Choice(RUNTIMES), help="Of ours. Default: the first one installed.")
 @click.option("--detector", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YuNet's file, for ours.")
 @click.option("--feed", type=click.Choice(["crop", "photo"]), multiple=True, help="Repeatable. Default: both.")
 @click.option("--most", default=100, show_default=True, help="Faces of a class; 0: all.")
