@@ -49,6 +49,8 @@ WINDOWS = (9.4, 3.2)
 """Minutes of one H100: the default of version 5 was trained so. A later window goes on with the students of the one before,
 at half the learning rate, and asks no teacher anew."""
 LATER_RATE = 0.5
+STDERR = 2
+"""File descriptor: standard output is for the figures."""
 STEPS = ("pack", "window", "finish", "convert", "held-out", "calibrate", "twins", "figures")
 
 Words = Sequence["str | Path"]
@@ -101,7 +103,7 @@ def command(words: Words, quiet: bool = False) -> None:
     """Say a command of this Python, and run it. Raises UsageError when it fails: its own last line says why."""
     said = [str(word) for word in words]
     say("$ " + " ".join(f"'{word}'" if " " in word else word for word in ["python", "-m", *said]))
-    done = subprocess.run([sys.executable, "-m", *said], stdout=subprocess.DEVNULL if quiet else sys.stderr, check=False)
+    done = subprocess.run([sys.executable, "-m", *said], stdout=subprocess.DEVNULL if quiet else STDERR, check=False)
     if done.returncode:
         raise UsageError(f"the recipe stops: {said[0]} {said[1]} ended with {done.returncode}; see the line above")
 
