@@ -1,5 +1,5 @@
-"""What a face may be like to be found and judged. ``python -m lab.face_figures eyes|longest|turned ...``; each prints one
-line of JSON."""
+"""What a face may be like to be found and judged. ``python -m lab.face_figures eyes|longest|noise|turned ...``; each prints
+one line of JSON."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from fer_edge.accuracy import confusion_matrix, uar, war
 from fer_edge.console import emit, say
 from fer_edge.errors import UsageError
 from fer_edge.image import Box, load_picture
+from fer_edge.live.detectors import Detector, open_detector
+from fer_edge.live.faces import faces_of
 
 from .box_figures import Pixels, best_face, labelled_crops, photo_of
 from .commands import Figures
 
 DISTANCES = (40, 32, 24, 20, 16, 14, 12, 10, 8, 7, 6, 5, 4)
 LONGEST = (160, 240, 320, 480, 640, 960, 1280, 1600)
+GRAINS = (0, 5, 10, 15, 25, 40, 60)
+GAUSSIANS = (0, 3, 5, 7, 9)
 ROOM = 100_000
 """A side that no picture here has."""
 
@@ -123,6 +127,44 @@ def longest(scenes: Path, detector: str | None, runs: int) -> None:
 
 
 @figures.command()
+@click.argument("scenes", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@detector_option
+def noise(scenes: Path, detector: str | None) -> None:
+    """What a sensor's grain hides from the detector: of the faces found in the photos of SCENES/images at 640 pixels, how
+    many are found again in grain of so many gray levels, as it is and smoothed by Gaussians of several sides, how many
+    more are found that were none, and what the finder does. "grain": least, median and most of what is measured."""
+    import cv2
+
+    from fer_edge.live.noise import grain
+
+    photos = [np.asarray(load_picture(path).convert("RGB")) for path in sorted((scenes / "images").iterdir())]
+    photos = [_shrunk(photo, min(1.0, 640 / max(photo.shape))) for photo in photos]
+    rng = np.random.default_rng(0)
+    rows = {}
+    plain = open_detector(detector, 0.6)
+    with FaceFinder(plain, longest=ROOM) as finder:  # which closes it
+        expected = [finder.find_rgb(photo) for photo in photos]
+        for sigma in GRAINS:
+            seen = [np.clip(photo + rng.normal(0, sigma, photo.shape), 0, 255).astype(np.uint8) for photo in photos]
+            ways: dict[str, list[list[Face]]] = {"finder": [finder.find_rgb(photo) for photo in seen]}
+            for side in GAUSSIANS:
+                smooth = [cv2.GaussianBlur(photo, (side, side), 0) if side else photo for photo in seen]
+                ways[f"side {side}"] = [_plain_faces(plain, photo) for photo in smooth]
+            measured = [grain(photo) for photo in seen]
+            rows[str(sigma)] = {
+                "grain": [round(float(v), 1) for v in (min(measured), np.median(measured), max(measured))],
+                **{
+                    way: {
+                        "found": sum(_match(f, here) for was, here in zip(expected, found, strict=True) for f in was),
+                        "more": sum(not _match(f, was) for was, here in zip(expected, found, strict=True) for f in here),
+                    }
+                    for way, found in ways.items()
+                },
+            }
+    emit({"faces": sum(map(len, expected)), "photos": len(photos), "noise": rows})
+
+
+@figures.command()
 @click.argument("photo", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @detector_option
 def turned(photo: Path, detector: str | None) -> None:
@@ -145,6 +187,11 @@ def turned(photo: Path, detector: str | None) -> None:
                 row[str(angle)] = None if here is None else round(eye_angle(here), 1)
             rows[f"{w * times:.0f} pixels wide"] = row
     emit(rows)
+
+
+def _plain_faces(detector: Detector, photo: Pixels) -> list[Face]:
+    size = photo.shape[1], photo.shape[0]
+    return faces_of(np.asarray(detector.detect(photo), np.float64), size, size)
 
 
 def _shrunk(photo: Pixels, share: float) -> Pixels:

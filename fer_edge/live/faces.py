@@ -19,6 +19,7 @@ from fer_edge.image import Box, ImageLike, rgb_array
 
 from .detectors import Detector, detector_name, open_detector
 from .frames import Frame
+from .noise import smoothed
 from .yunet import opencv
 
 Point = tuple[float, float]
@@ -60,7 +61,7 @@ class Face:
 
 class FaceFinder:
     """Finds the faces of pictures, by OpenCV's YuNet unless told otherwise. May be shared between threads, which then wait
-    for each other.
+    for each other. A picture with a sensor's grain is smoothed for the detector (:mod:`.noise`).
 
     ``detector``: None: YuNet, with the weights that ``fer-edge faces fetch`` has put into the user's cache; a file of such
     weights; the name of another package's detector (entry point ``fer_edge.detectors``); or an open one
@@ -111,7 +112,7 @@ class FaceFinder:
         else:
             small = np.ascontiguousarray(frame.pixels)
         with self._lock:
-            rows = np.asarray(self._open().detect(small), np.float64)
+            rows = np.asarray(self._open().detect(smoothed(small)), np.float64)
         return faces_of(rows, size, (wide, high)) if len(rows) else []
 
     def _open(self) -> Detector:
