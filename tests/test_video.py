@@ -183,6 +183,7 @@ def test_a_broken_video_is_one_error(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("most", [MAX_PIXELS, 60_000])
 def test_pixels_are_square(aspect: str, stored: tuple[int, int], most: int, face: Image.Image, tmp_path: Path) -> None:
     """Against the picture that was squeezed; whole, and shrunk."""
+    pytest.importorskip("av")
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
         pytest.skip("needs ffmpeg (apt-get install ffmpeg)")
