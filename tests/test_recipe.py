@@ -50,9 +50,9 @@ def called(*words: str | Path) -> Result:
 
 def test_from_a_checkpoint_to_figures_and_nothing_twice(data: Path, root: Path, tmp_path: Path) -> None:
     pytest.importorskip("rich")
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("ai_edge_litert")
     faces, out = part_of(data, tmp_path / "data", 1200, 90), tmp_path / "out"
-    words = (faces, out, "--checkpoint", root / CHECKPOINT, "--runtime", "onnxruntime", "--no-robustness")
+    words = (faces, out, "--checkpoint", root / CHECKPOINT, "--runtime", "litert", "--no-robustness")
     done = called(*words)
     assert done.exit_code == 0, done.output
     bundle = open_bundle(out / "bundle")
@@ -60,7 +60,7 @@ def test_from_a_checkpoint_to_figures_and_nothing_twice(data: Path, root: Path, 
         labels = label_set(bundle, name)
         assert labels.temperature != 1
         assert labels.least_length > 0
-    with fer_edge.load(out / "bundle", runtime="onnxruntime") as clf:
+    with fer_edge.load(out / "bundle", runtime="litert") as clf:
         every = evaluate(clf, read_faces(faces / "public_test.npz", MEMBERS[1], MEMBERS[3]))
     row = json.loads((out / "figures.json").read_text())["engines"][0]
     assert row["all"]["war"] == every.war
@@ -68,7 +68,7 @@ def test_from_a_checkpoint_to_figures_and_nothing_twice(data: Path, root: Path, 
     assert "3" in (out / "twins.txt").read_text().split()
     assert f"| WAR (95% interval) | {every.war:.1%} (" in done.stdout
     assert digest_of(bundle.manifest)[:19] in done.stdout
-    assert "By class, onnxruntime int8" in (out / "figures.md").read_text()
+    assert "By class, litert int8" in (out / "figures.md").read_text()
 
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     again = called(*words)
@@ -126,10 +126,10 @@ def test_the_words_of_the_page(root: Path, tmp_path: Path) -> None:
         patch.setattr("torch.cuda.is_available", lambda: True)
         patch.setattr("lab.gpu.identity.installed_identity", lambda: data)
         called(data, tmp_path / "OUT", "--train", "--photos", tmp_path, "--until", "window")
-    assert words["1 window"].endswith("--output OUT/window-1 --work OUT/window-1.work --minutes 9.4")
+    assert words["1 window"].endswith("--output OUT/window-1 --work OUT/window-1.work --minutes 9.4 --students s66b")
     assert words["2 window"].endswith(
-        "--minutes 3.2 --answers OUT/window-1.work/answers.npy --start OUT/window-1/students.safetensors --rate 0.5 "
-        "--students s66b"
+        "--minutes 4.3 --students s66b --answers OUT/window-1.work/answers.npy --start OUT/window-1/students.safetensors "
+        "--rate 0.5"
     )
     assert words["3 finish"] == "lab.gpu.finish OUT/window-2/students.safetensors s66b DATA OUT/student.safetensors"
     assert list(words) == [f"{i} {name}" for i, name in enumerate(("pack", "window", *STEPS[1:]))]

@@ -77,7 +77,6 @@ _TEACHER = Course("", dropout=0.3, once=0.3, twice=0.15)
 _KNOWN = replace(_TEACHER, body="identity", drop=0.1)
 TEACHERS = (
     replace(_KNOWN, name="id131", seed=31, size=131, lr=1e-3, by_depth=0.7),
-    replace(_KNOWN, name="id131b", seed=32, size=131, lr=1e-3, by_depth=0.7),
     replace(_KNOWN, name="id150", seed=33, size=150, lr=7e-4, by_depth=0.8),
     replace(_KNOWN, name="id150b", seed=35, size=150, lr=7e-4, by_depth=0.8),
     replace(_TEACHER, name="stack", seed=34, widths=(40, 64, 160, 320), depths=(1, 2, 5, 4), mixup=0.3),

@@ -54,7 +54,7 @@ from .robustness import WAYS
 from .smoke import smoke
 from .together import Clock, Lane, Maker, lanes_of, learn_together
 
-PHASES = (0.44, 0.525, 0.975)
+PHASES = (0.62, 0.76, 0.985)
 """When teachers, their answers and students must be done, as shares of the whole."""
 RESERVE_S = 9.0
 """To measure all networks of a phase, and to write them."""
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, help=f"instead of what the clock allows (at most {VIEWS})")
     parser.add_argument("--faces", type=int, help="only so many, to try things out")
     parser.add_argument("--teachers", default=",".join(c.name for c in TEACHERS))
-    parser.add_argument("--students", default=",".join(c.name for c in STUDENTS))
+    parser.add_argument("--students", default="s66b", help=f"of {', '.join(c.name for c in STUDENTS)}")
     parser.add_argument("--batch", type=int, help="instead of the courses' own")
     parser.add_argument("--teachers-from", type=Path, metavar="FOLDER", help="with teacher-*.safetensors: train none")
     parser.add_argument("--answers", type=Path, metavar="FILE", help="answers.npy of an earlier --work: ask no teacher")
