@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEVICE := $(VENV)-device-$(notdir $(PYTHON))-$(LIBRARIES)
-DEVICE_TESTS := $(addprefix tests/test_,$(addsuffix .py,runtimes threads opener bundle arrays files image boxes predictions video labels doctor extras errors))
+DEVICE_TESTS := $(addprefix tests/test_,$(addsuffix .py,runtimes threads opener bundle arrays files image boxes predictions video labels doctor extras errors cache))
 
 .PHONY: demo test test-device device lint docs sizes bench clean
 

@@ -98,7 +98,9 @@ def open_configuration(wanted: Configuration) -> _Open:
     name, artefact = choose_artefact(bundle, wanted.runtime, wanted.precision if wanted.runtime != "null" else None)
     labels = label_set(bundle, bundle.manifest.default_labels)
     asked = (wanted.device, wanted.threads, wanted.execution_precision)
-    return _Open(bundle, artefact, open_session(bundle, name, artefact, *asked), labels)
+    # A CPU's start is measured in full; what takes minutes to build is built once.
+    cache = False if wanted.device in (None, "CPU", "cpu") else None
+    return _Open(bundle, artefact, open_session(bundle, name, artefact, *asked, cache), labels)
 
 
 def run_job(job: Job, on_progress: Callable[[str], None] = lambda text: None) -> Part:

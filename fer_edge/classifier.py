@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from . import runtime as rt
 from .arguments import checked
 from .bundle import Bundle, artefact_contents, check_label_sets, checked_bytes, golden_set, label_set, read_settled
+from .cache import Store
 from .decode import MAX_PIXELS
 from .engines import PRECISIONS, RUNTIMES, installed, installed_engine, preferred_order
 from .errors import BundleError, EngineError, ImageError, MissingExtraError, UsageError
 from .image import Box, ImageLike, Shape, several, to_input, to_inputs
 from .labels import LabelSet
-from .manifest import Artefact
+from .manifest import Artefact, digest_of
 
 if TYPE_CHECKING:
     from .live.faces import FaceFinder
@@ -65,7 +66,8 @@ class Classifier:
     """Faces in, expressions out. Made by ``load``; may be shared between threads; closed by ``close`` or ``with``.
 
     ``runtime``, ``device``, ``precision`` (of the artefact), ``execution_precision`` (what the engine computes in),
-    ``threads`` and ``engine`` say what runs. Every method raises UsageError after ``close`` and in a forked child."""
+    ``threads`` and ``engine`` say what runs, ``cache`` whether it came "from the cache" ("": none was used). Every
+    method raises UsageError after ``close`` and in a forked child."""
 
     def __init__(
         self, bundle: Bundle, runtime: str, precision: str, threads: int, session: rt.Session, labels: LabelSet
@@ -77,6 +79,7 @@ class Classifier:
         self.device = session.device
         self.execution_precision = session.execution_precision
         self.engine = session.engine
+        self.cache = session.cache
         self._set = labels
         self._session: rt.Session | None = session
         self._finder: FaceFinder | None = None
@@ -317,6 +320,7 @@ def load(
     threads: int | None = None,
     execution_precision: str | None = None,
     digest: str | None = None,
+    cache: bool | str | os.PathLike[str] | None = None,
 ) -> Classifier:
     """Open a bundle (None: the embedded default) and make it ready to predict.
 
@@ -325,7 +329,9 @@ def load(
     engine's name (``fer-edge doctor`` lists them); None: its CPU. ``precision``: int8, fp16 or fp32; None: the first of
     these that there is. ``labels``: a label set of the bundle; None: its default. ``threads``: None: all processors up
     to 4. ``execution_precision``: ask for bf16 or fp16 arithmetic where the engine has it; never chosen by itself.
-    ``digest``: the only bundle that is taken (``fer-edge info --json`` shows it).
+    ``digest``: the only bundle that is taken (``fer-edge info --json`` shows it). ``cache``: None: what an engine builds of
+    a large model is kept for the next start, in the user's cache folder; True: of a small one, too; False: nothing is kept
+    or read; a folder: as True, there. ``Classifier.cache`` says what became of it.
 
     Raises BundleError, LabelError, MissingExtraError, EngineError or UsageError."""
     if threads is not None and threads < 1:
@@ -336,7 +342,7 @@ def load(
         name, artefact = choose_artefact(bundle, runtime, precision)
         check_label_sets(bundle)
         chosen = label_set(bundle, bundle.manifest.default_labels if labels is None else labels)
-        session = open_session(bundle, name, artefact, *options)
+        session = open_session(bundle, name, artefact, *options, cache)
         return Classifier(bundle, name, artefact.precision if artefact else "fp32", options[1], session, chosen)
 
     return read_settled(DEFAULT_BUNDLE if bundle is None else bundle, opened, digest)
@@ -380,8 +386,10 @@ def open_session(
     device: str | None,
     threads: int,
     execution_precision: str | None,
+    cache: bool | str | os.PathLike[str] | None = False,
 ) -> rt.Session:
-    """Check an artefact's files and the golden set, open the artefact in its engine, and check what was opened."""
+    """Check an artefact's files and the golden set, open the artefact in its engine, and check what was opened; ``cache`` as
+    in :func:`load`."""
     installed_engine(runtime)
     manifest = bundle.manifest
     golden = checked_bytes(bundle, manifest.golden.path, manifest.golden.sha256)
@@ -394,4 +402,12 @@ def open_session(
     labels = next(len(ref.labels) for ref in manifest.label_sets if ref.name == manifest.default_labels)
     sizes = (*manifest.input.size, manifest.input.channels, manifest.feature_dim, labels if artefact else 0)
     precision = artefact.precision if artefact else "fp32"
-    return rt.open_model(runtime, files, precision, device, threads, execution_precision, rt.signature(*sizes))
+    store = None
+    if cache is not False:
+        facts = {
+            "bundle": {"name": manifest.name, "version": manifest.version, "digest": digest_of(manifest)},
+            "files": {ref.path: ref.sha256 for ref in artefact.files} if artefact else {},
+        }
+        store = Store(facts, None if cache in (None, True) else Path(os.fspath(cache)), cache is not None)  # type: ignore[arg-type]
+    signature = rt.signature(*sizes)
+    return rt.open_model(runtime, files, precision, device, threads, execution_precision, signature, store)

@@ -21,6 +21,7 @@ from .console import (
     Rooms,
     bundle_argument,
     bundle_option,
+    cache_option,
     common,
     emit,
     engine_options,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 ROOM_COMMANDS = {
     "bench": ("fer_edge.benchmarks.cli_bench:bench", "Speed, memory, energy and right answers on this box."),
+    "cache": ("fer_edge.cli_cache:cache", "What engines have built and left for the next start: list it, clear it."),
     "calibrate": ("fer_edge.benchmarks.cli:calibrate", "Temperature and threshold of a bundle, from labelled faces."),
     "compare": ("fer_edge.benchmarks.cli_bench:compare", "Was this build faster than that one? Two files of 'bench'."),
     "convert": ("fer_edge.converters.cli:convert", "Quantize a CLIP or a student, with its projection, into a bundle."),
@@ -146,6 +148,7 @@ def cli() -> None:
 )
 @labels_option
 @engine_options
+@cache_option
 @common
 def predict(
     images: tuple[str, ...],
@@ -209,7 +212,8 @@ def predict(
                     show(f"{printable(image)}: no face")
         if not as_json and failed < len(images):
             computed = f"{clf.precision} artefact computed in {clf.execution_precision}"
-            say(f"({clf.engine}, {computed} on {clf.device}, labels {clf.label_set})")
+            cached = f", {clf.cache}" if clf.cache else ""
+            say(f"({clf.engine}, {computed} on {clf.device}, labels {clf.label_set}{cached})")
     if failed:
         sys.exit(2)
 

@@ -153,6 +153,21 @@ def engine_options(command: F, runtime: str = "the first one installed", precisi
     return command
 
 
+class Cache(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """auto, on, off or a folder, as ``cache`` of ``fer_edge.load`` has it."""
+
+    name = "auto|on|off|FOLDER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool | Path | None:
+        named: dict[str, bool | None] = {"auto": None, "on": True, "off": False}
+        return named[value] if value in named else Path(value)
+
+
+cache_option = click.option(
+    "--cache",
+    type=Cache(),
+    help="Keep what the engine builds for the next start: on, off, or in a folder. Default: auto, which is of large models.",
+)
 labels_option = click.option(
     "--labels", help="A label set of the bundle; 'fer-edge labels list' shows them. Default: its own."
 )

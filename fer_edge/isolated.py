@@ -20,6 +20,8 @@ from .runtime import one_line
 
 PATIENCE = 120.0
 """Seconds for one process: graphics drivers take tens of them to start."""
+BUILDING = 3600.0
+"""Seconds for one that opens a bundle on another device than the CPU: TensorRT builds for minutes."""
 _CHILD = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from fer_edge.isolated import main; main()"
 _MARK = "\x1e"
 """Stands in stderr before what is printed while a device is tried."""
@@ -78,11 +80,12 @@ def _ask(task: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str], st
             _try_devices(**task, say=lambda **line: lines.append(line))
         return lines, {}, ""
     command = [sys.executable, "-c", _CHILD, json.dumps(list(map(str, sys.path))), json.dumps(task)]
+    patience = PATIENCE if task.get("device") in (None, "CPU") else BUILDING
     try:
-        done = subprocess.run(command, capture_output=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, timeout=patience, stdin=subprocess.DEVNULL)
         answers, errors, end = done.stdout, done.stderr, ""
     except subprocess.TimeoutExpired as error:
-        answers, errors, end = error.stdout or b"", error.stderr or b"", f"no answer within {PATIENCE:g} s"
+        answers, errors, end = error.stdout or b"", error.stderr or b"", f"no answer within {patience:g} s"
     except OSError as error:
         raise EngineError(f"{sys.executable} does not start: {error.strerror}") from error
     before, *parts = errors.decode("utf-8", "replace").split(_MARK)

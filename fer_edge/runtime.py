@@ -7,6 +7,7 @@ import ctypes
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .cache import Store, announced
 from .container import container_limits
 from .engines import engine_of, installed_engine
 from .errors import BundleError, EngineError, FerEdgeError, UsageError
@@ -36,6 +38,8 @@ class Options:
     device: str
     threads: int
     execution_precision: str | None
+    store: Store | None = None
+    """Where what the engine builds is kept for the next start; None: nowhere."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,9 @@ class Runtime(Protocol):
     def try_device(self, device: str) -> None:
         """Run a model of one operator on a device. Raises whatever the engine raises when the device does not start."""
 
+    # An adapter may have ``least_kept(device) -> int | None``: the bytes of an artefact from which it keeps what it builds
+    # in ``Options.store`` by itself; None, or no such function: it has nothing to keep.
+
     def open(self, files: Sequence[File | Path], options: Options) -> AdapterSession:
         """Open an artefact, the file to begin with first; :func:`loaded` reads those that are paths. Raises EngineError when
         the engine refuses the file, the device or the precision."""
@@ -155,6 +162,8 @@ class Session:
         self.execution_precision = opened.execution_precision
         self.signature = opened.signature
         self.run = opened.run
+        self.cache = ""
+        """What became of the cache: "from the cache", "kept for the next start", ..., "" where none was looked at."""
         self._owned = Owned(opened)
 
     def close(self) -> None:
@@ -183,8 +192,10 @@ def open_model(
     threads: int,
     execution_precision: str | None = None,
     expected: Signature | None = None,
+    store: Store | None = None,
 ) -> Session:
-    """Open an artefact's files, the first one first, in the engine of a runtime; ``device`` None: the engine's CPU.
+    """Open an artefact's files, the first one first, in the engine of a runtime; ``device`` None: the engine's CPU;
+    ``store``: where what the engine builds may be kept.
 
     Raises EngineError, MissingExtraError or UsageError, and BundleError when a file is of another format than its ending
     says, or wants data beyond these files, or when what was opened is not of the ``expected`` signature."""
@@ -200,7 +211,12 @@ def open_model(
         for file in opening:
             check_model(file.path, file.content, [other.name for other in opening])
         where = (engine.device or adapter.devices()[0]) if device is None else device
-        session = Session(adapter.open(opening, Options(precision, where, threads, execution_precision)))
+        kept = _store(adapter, runtime, where, opening, store)
+        options = Options(precision, where, threads, execution_precision, kept)
+        long = kept is not None or where.upper() != "CPU"
+        with announced(f"{runtime} builds {opening[0].name} for {where}") if long else nullcontext():
+            session = Session(adapter.open(opening, options))
+        session.cache = kept.state[-1] if kept and kept.state else ""
         problem = "" if expected is None else _difference(session.signature, expected)
     except FerEdgeError:
         raise
@@ -210,6 +226,17 @@ def open_model(
         session.close()
         raise BundleError(f"{os.fspath(files[0])} is not the model that the manifest promises: {problem}")
     return session
+
+
+def _store(adapter: Runtime, runtime: str, device: str, files: Sequence[File], store: Store | None) -> Store | None:
+    """The store that an adapter is given: where it was asked for, or where the model is so large that it pays."""
+    if store is None:
+        return None
+    least: int | None = getattr(adapter, "least_kept", lambda device: None)(device)
+    if least is None and store.asked:
+        raise UsageError(f"{runtime} on {device} builds nothing that could be kept: leave the cache out")
+    size = sum(len(file.content) for file in files)
+    return store if least is not None and (store.asked or size >= least) else None
 
 
 def _difference(found: Signature, expected: Signature) -> str:

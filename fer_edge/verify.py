@@ -148,7 +148,8 @@ def _row(
             asked = {"precision": precision, "device": device, "execution_precision": execution_precision}
             if end := crash_of(str(bundle.folder), runtime, **asked):
                 return Row(runtime, precision, "refused", f"{runtime} is installed but fails: {end}; see: fer-edge doctor")
-        session = open_session(bundle, runtime, artefact, device, threads, execution_precision)
+        # From the cache, as load does it: what is checked is what runs.
+        session = open_session(bundle, runtime, artefact, device, threads, execution_precision, cache=None)
     except MissingExtraError as error:
         return Row(runtime, precision, "no engine", str(error))
     except BundleError as error:

@@ -11,10 +11,18 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from fer_edge.container import text_of
 from fer_edge.errors import EngineError
 from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, loaded, one_line
 
 _SUFFIX = "ExecutionProvider"
+_CUDA, _TENSORRT = "CUDA", "Tensorrt"
+_INSTALL = {
+    _CUDA: "a build for CUDA: onnxruntime-gpu, on a Jetson the wheel for its JetPack (docs/jetson.md)",
+    _TENSORRT: "a build for TensorRT, and TensorRT: onnxruntime-gpu and tensorrt, on a Jetson the wheel for its JetPack "
+    "(docs/jetson.md)",
+}
+"""Provider -> what to install where a build has it not."""
 _NOT_DEVICES = ("AzureExecutionProvider",)
 _ONE_OPERATOR = bytes.fromhex(
     "080712003a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a0208014204"
@@ -73,36 +81,123 @@ def _tensor_type(value: Any) -> TensorType:
 
 def open(files: Sequence[File | Path], options: Options) -> _Session:
     """Open an artefact. Raises EngineError for an unknown provider or precision, a fallback, or a refused file."""
-    known = devices()
-    name = next((n for n in known if n.lower() == options.device.lower().removesuffix(_SUFFIX.lower())), None)
-    if name is None:
-        raise EngineError(f"onnxruntime has no device {options.device!r} in this build; there are {', '.join(known)}")
-    if options.execution_precision not in (None, "fp32"):
+    name = _provider(options.device)
+    asked = options.execution_precision
+    if asked not in (None, "fp32") and (name, asked) != (_TENSORRT, "fp16"):
+        raise EngineError(f"onnxruntime cannot be asked for {asked}: it follows the artefact; use a fp16 or int8 artefact")
+    (file,) = loaded(files)
+    try:
+        session = _opened(file, name, options)
+        opened = _Session(session, asked or _execution_precision(options.precision, name))
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        if "install TensorRT" in str(error):
+            raise EngineError(f"onnxruntime finds no TensorRT here; install {_INSTALL[_TENSORRT]}") from error
+        raise EngineError(f"onnxruntime on {name} refuses {file.name}: {one_line(error)}") from error
+    if session.get_providers()[0] != f"{name}{_SUFFIX}":
         raise EngineError(
-            f"onnxruntime cannot be asked for {options.execution_precision}: "
-            "it follows the artefact; use a fp16 or int8 artefact"
+            f"onnxruntime was asked for {name} and fell back to {opened.device}; check the driver and the libraries that "
+            f"'fer-edge doctor' misses, or ask for {opened.device}"
         )
+    if name != "CPU":
+        opened.device = _device(session, name, file.name)
+    return opened
+
+
+def least_kept(device: str) -> int | None:
+    """Bytes of an artefact from which what was built is kept: TensorRT's engines always. On the CPU an optimised model
+    starts no faster than the artefact."""
+    return 0 if _provider(device) == _TENSORRT else None
+
+
+def _provider(device: str) -> str:
+    """The provider that a device names, without its suffix. Raises EngineError where this build has it not."""
+    known, asked = devices(), device.lower().removesuffix(_SUFFIX.lower())
+    name = next((n for n in known if n.lower() == asked), None)
+    if name is not None:
+        return name
+    cure = next((f"; install {what}" for n, what in _INSTALL.items() if n.lower() == asked), "")
+    raise EngineError(f"onnxruntime has no device {device!r} in this build; there are {', '.join(known)}{cure}")
+
+
+def session_options(threads: int, provider: str) -> ort.SessionOptions:
+    """The session's options, without the provider's."""
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads = options.threads
+    settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
-    if name != "CPU":
+    if provider != "CPU":
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    wanted = f"{name}{_SUFFIX}"
+    return settings
+
+
+def provider_options(provider: str, precision: str, execution_precision: str | None, shape: Sequence[int]) -> dict[str, str]:
+    """What a provider is told, without the places of its caches. ``shape``: of the one input, ``image``.
+
+    The names are those of ONNX Runtime's page "TensorRT Execution Provider" (1.18 to 1.22). An artefact of int8 brings its
+    scales (Q and DQ nodes): no calibration table is wanted. Half precision is allowed where the artefact is of it, or it was
+    asked for. The shapes are the artefact's own: one engine is built, once."""
+    if provider != _TENSORRT:
+        return {}
+    dims = "image:" + "x".join(map(str, shape))
+    return {
+        "trt_int8_enable": "1" if precision == "int8" else "0",
+        "trt_fp16_enable": "1" if "fp16" in (precision, execution_precision) else "0",
+        "trt_profile_min_shapes": dims,
+        "trt_profile_opt_shapes": dims,
+        "trt_profile_max_shapes": dims,
+    }
+
+
+def cache_options(folder: Path) -> dict[str, str]:
+    """Where TensorRT keeps its engines and the times of their parts."""
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+    }
+
+
+def _opened(file: File, name: str, options: Options) -> ort.InferenceSession:
+    settings = session_options(options.threads, name)
+
+    def start(chosen: dict[str, str]) -> ort.InferenceSession:
+        # What TensorRT does not take, CUDA does before the CPU has to.
+        others = [_CUDA + _SUFFIX] if name == _TENSORRT and _CUDA in devices() else []
+        return ort.InferenceSession(file.content, settings, providers=[(name + _SUFFIX, chosen), *others], enable_fallback=0)
+
+    if name != _TENSORRT:
+        return start(provider_options(name, options.precision, options.execution_precision, ()))
+    chosen = provider_options(name, options.precision, options.execution_precision, _shape(file.content))
+    if options.store is None:
+        return start(chosen)
+    built = {"engine": engine(), "device": name, "options": chosen, "gpu": gpu()}
     try:
-        (file,) = loaded(files)
-        session = ort.InferenceSession(file.content, settings, providers=[wanted], enable_fallback=0)
-        opened = _Session(session, _execution_precision(options.precision, name))
-    except Exception as error:  # onnxruntime's own exceptions share no public base class
-        raise EngineError(f"onnxruntime on {name} refuses {files[0].name}: {one_line(error)}") from error
-    if session.get_providers()[0] != wanted:
-        raise EngineError(
-            f"onnxruntime was asked for {name} and fell back to {opened.device}; "
-            f"check the driver, or ask for {opened.device}"
-        )
-    if name != "CPU":
-        opened.device = _device(session, name, files[0].name)
-    return opened
+        with options.store.folder_of(built) as folder:
+            return start(chosen | cache_options(folder))
+    except Exception as error:
+        if not options.store.has(built):
+            raise
+        options.store.remove(built, f"onnxruntime refuses it: {one_line(error)}")
+    with options.store.folder_of(built) as folder:
+        return start(chosen | cache_options(folder))
+
+
+def _shape(model: bytes) -> tuple[int, ...]:
+    """Of an artefact's input, by onnxruntime's own reading of it on the CPU."""
+    settings = session_options(1, "CPU")
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model, settings, providers=[f"CPU{_SUFFIX}"])
+    return _tensor_type(session.get_inputs()[0]).shape
+
+
+def gpu(root: Path = Path("/")) -> list[str]:
+    """What tells one GPU and its driver from another, as the system shows it: a Jetson's board and release, or the driver
+    and the cards of a PC. What is built on one is of no use on another."""
+    files = [root / "proc/device-tree/model", root / "etc/nv_tegra_release", root / "proc/driver/nvidia/version"]
+    files += sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))
+    texts = [" ".join((text_of(file) or "").split())[:300] for file in files]
+    return [text.partition(" IRQ:")[0] for text in texts if text]
 
 
 def _device(session: ort.InferenceSession, name: str, file: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -16,12 +17,16 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from fer_edge.cache import Store
 from fer_edge.errors import EngineError
 from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, loaded, one_line
 
 _IMPORTED_BY = os.getpid()
 _OPEN: WeakSet[_Session] = WeakSet()
 """Sessions that were opened and not closed. A child never destroys those that it inherits."""
+LEAST_KEPT = 16 << 20
+"""Below that a start from what was kept saves less than a tenth of a second, and nobody's home need be written to."""
+_BLOB = "model.blob"
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _PRODUCTS = (
@@ -87,7 +92,7 @@ def _where_they_lie(weights: bytes) -> ov.Tensor:
 
 
 class _Session:
-    def __init__(self, compiled: ov.CompiledModel, execution_precision: str, weights: bytes) -> None:
+    def __init__(self, compiled: ov.CompiledModel, execution_precision: str, memory: object) -> None:
         self.engine = engine()
         self.signature = Signature(tuple(map(_tensor_type, compiled.inputs)), dict(map(_output, compiled.outputs)))
         check_outputs(self.signature.outputs)
@@ -99,7 +104,7 @@ class _Session:
         self._shape = self._input.shape
         self._feature = self._request.get_tensor("feature").data
         self._logits = self._request.get_tensor("logits").data
-        self._weights = weights  # the engine reads them as long as it lives
+        self._memory = memory  # the engine reads it as long as it lives
         _OPEN.add(self)
 
     def run(self, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -111,7 +116,7 @@ class _Session:
 
     def close(self) -> None:
         _OPEN.discard(self)
-        del self._request, self._input, self._feature, self._logits, self._weights
+        del self._request, self._input, self._feature, self._logits, self._memory
 
 
 def _tensor_type(port: ov.ConstOutput) -> TensorType:
@@ -144,16 +149,45 @@ def open(files: Sequence[File | Path], options: Options) -> _Session:
     if base == "CPU":
         config |= {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1}
     try:
-        # From bytes: by its name OpenVINO would take any .bin that lies beside the .xml.
-        model, weights = (file.content for file in loaded(files))
-        compiled = core.compile_model(core.read_model(model.decode(), _where_they_lie(weights)), device, config)
-        session = _Session(compiled, _execution_precision(compiled), weights)
+        compiled, memory = _compiled(core, files, device, config, options.store)
+        session = _Session(compiled, _execution_precision(compiled), memory)
         got = _hint(compiled) if options.execution_precision else wanted
     except (RuntimeError, ValueError, TypeError) as error:
         raise EngineError(f"openvino on {device} refuses {files[0].name}: {one_line(error)}") from error
     if got != wanted:
         raise EngineError(f"openvino on {session.device} was asked for {wanted} and would compute in {got}")
     return session
+
+
+def _compiled(
+    core: ov.Core, files: Sequence[File | Path], device: str, config: dict[str, object], store: Store | None
+) -> tuple[ov.CompiledModel, object]:
+    """The compiled model, from the store or else into it, and the memory that it reads."""
+    built = {"engine": engine(), "build": ov.__version__, "device": device, "options": dict(config)}
+    if store is not None:
+        built["device_name"] = str(core.get_property(device, "FULL_DEVICE_NAME"))
+        found = store.read(built)
+        if found is not None:
+            try:
+                return core.import_model(_where_they_lie(found[_BLOB]), device, config), found[_BLOB]
+            except (KeyError, RuntimeError) as error:
+                store.remove(built, f"openvino refuses it: {one_line(error)}")
+    # From bytes: by its name OpenVINO would take any .bin that lies beside the .xml.
+    model, weights = (file.content for file in loaded(files))
+    began = time.monotonic()
+    compiled = core.compile_model(core.read_model(model.decode(), _where_they_lie(weights)), device, config)
+    if store is not None:
+        seconds = time.monotonic() - began
+        try:
+            store.write(built, {_BLOB: compiled.export_model().getvalue()}, seconds)
+        except RuntimeError as error:  # a plug-in that exports nothing
+            store.refused(f"openvino on {device} gives nothing away: {one_line(error)}")
+    return compiled, weights
+
+
+def least_kept(device: str) -> int:
+    """Bytes of an artefact from which a compiled model is kept."""
+    return LEAST_KEPT
 
 
 def _hint(compiled: ov.CompiledModel) -> str:

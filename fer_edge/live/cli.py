@@ -15,6 +15,7 @@ from fer_edge.console import (
     Command,
     Finite,
     bundle_option,
+    cache_option,
     common,
     emit,
     engine_options,
@@ -81,13 +82,14 @@ REPORT_PERIOD = 600.0
 @output_options
 @labels_option
 @engine_options
+@cache_option
 @common
 def watch(source: str, bundle: Path | None, detector: Path | None, longest: int, as_json: bool, **options: Any) -> None:
     """Say who appears in SOURCE, with which expression, when that changes, and when the face has gone.
 
     SOURCE is a video, an animation, a folder of pictures, or - for standard input. Ctrl-C or SIGTERM ends it with the last
     events and the summary."""
-    engine_names = ("labels", "runtime", "device", "precision", "threads", "execution_precision")
+    engine_names = ("labels", "runtime", "device", "precision", "threads", "execution_precision", "cache")
     engine = {name: options.pop(name) for name in engine_names}
     limits = {name: options.pop(name) for name in ("window", "align", "least_eyes", "frames", "seconds")}
     with ExitStack() as stack:
