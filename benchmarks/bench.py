@@ -20,9 +20,10 @@ from fer_edge.errors import BundleError, FerEdgeError, UsageError
 from .environment import environment
 from .macs import count_macs
 from .measure import Job, Part, run_job
+from .placement import PROFILE_CALLS, Where, look
 from .results import SCENARIOS, Configuration, Failure, Latency, Memory, Results, Row, Scenario, Start, latency
 from .traffic import Load, Traffic
-from .worker import isolated_peak, run_isolated
+from .worker import isolated_peak, isolated_placement, run_isolated
 
 Progress = Callable[[float, str], None]
 
@@ -32,7 +33,8 @@ class Plan:
     """What to measure. Empty ``runtimes`` and ``precisions``: all that the bundle has and this machine can run; empty
     ``threads``: fer-edge's default; ``devices``: None stands for the engine's CPU. ``rounds``: fresh processes of each
     configuration; the first one loads cold. ``in_process``: all in this process, for debugging: loads are then not cold
-    and memory is not a model's own."""
+    and memory is not a model's own. ``profile``: also ask the engines what each operator takes, in processes
+    of their own, after everything was timed."""
 
     bundles: tuple[Path, ...]
     runtimes: tuple[str, ...] = ()
@@ -45,6 +47,7 @@ class Plan:
     rounds: int = 3
     photo: str | None = None
     in_process: bool = False
+    profile: bool = False
 
 
 def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Results:
@@ -84,10 +87,26 @@ def bench(plan: Plan, on_progress: Progress = lambda done, text: None) -> Result
             peaks = peaks_of(measured)
         except KeyboardInterrupt:  # what was measured stands without its share of the peak
             interrupted = True
-    rows = [row for c in measured for row in _rows(c, parts[c], macs[c.bundle], peaks[c])]
+    where: dict[Configuration, Where] = {}
+    if not interrupted:
+        on_progress(1.0, "where it ran")
+        try:
+            where = {c: _where(c, plan) for c in measured}
+        except KeyboardInterrupt:
+            interrupted = True
+    rows = [row for c in measured for row in _rows(c, parts[c], macs[c.bundle], peaks[c], where.get(c, Where((), None, "")))]
     extras = {"run": _asked(plan), **({"skipped": nothing} if nothing else {}), **marked(interrupted)}
     extras |= {"in_process": True} if plan.in_process else {}
     return Results(surroundings, tuple(rows), tuple(failures.values()), extras)
+
+
+def _where(configuration: Configuration, plan: Plan) -> Where:
+    """Where a configuration runs; an engine that fails when it is asked has only that to say."""
+    calls = PROFILE_CALLS if plan.profile else 0
+    try:
+        return look(configuration, calls) if plan.in_process else isolated_placement(configuration, calls)
+    except FerEdgeError as error:
+        return Where((), None, str(error))
 
 
 def peaks_of(wanted: Sequence[Configuration]) -> dict[Configuration, float | None]:
@@ -183,7 +202,9 @@ def _job(plan: Plan, configuration: Configuration, turn: int) -> Job:
     return Job(configuration, plan.load, scenarios, turn == 0 and not plan.in_process, last, plan.photo)
 
 
-def _rows(configuration: Configuration, parts: Sequence[Part], macs: int | None, peak: float | None) -> list[Row]:
+def _rows(
+    configuration: Configuration, parts: Sequence[Part], macs: int | None, peak: float | None, where: Where
+) -> list[Row]:
     """A row for every scenario; what does not depend on it stands in each."""
     full = parts[-1]
     cached = [part.load_ms for part in parts[1:]]
@@ -219,6 +240,9 @@ def _rows(configuration: Configuration, parts: Sequence[Part], macs: int | None,
                 reference_ms=tuple(part.reference_ms for part in had),
                 handover_us=tuple(part.handover_us for part in had if part.handover_us is not None),
                 details=_details(traffic),
+                units=where.units,
+                profile=where.profile,
+                where_note=where.note,
             )
         )
     return rows

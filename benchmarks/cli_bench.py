@@ -95,6 +95,11 @@ _OPTIONS = (
         help="Measure in turns with this: a bundle, or the python of an environment with another build.",
     ),
     click.option("--sustained", type=Duration(), help="Work this long, and show what heat does: 90s, 30m, 2h."),
+    click.option(
+        "--profile",
+        is_flag=True,
+        help="Also what each operator takes, by the engine's own profiler, in a run of its own after the timed ones.",
+    ),
     click.option("--in-process", is_flag=True, help="No fresh processes: for debugging, not for figures."),
     click.option("-o", "--output", type=file_option, help="Also write the JSON, raw samples included."),
     click.option("--csv", "csv_file", type=file_option, help="Also write every number as CSV."),
@@ -182,6 +187,8 @@ def _together(other: Path | None, seconds: float | None, data: Path | None, csv:
         raise UsageError(
             f"{mode} times the engine alone, in processes of its own: --photo and --in-process have no say there"
         )
+    if mode and options["profile"]:
+        raise UsageError(f"{mode} gives a verdict and no table: --profile goes with an ordinary run")
     if options["mlperf"] and "camera" in options["scenarios"]:
         raise UsageError("the camera is no scenario of MLPerf's: measure it in a run without --mlperf")
     context = click.get_current_context()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fer_edge.errors import UsageError
 
 from .environment import WORDS, in_words
-from .results import Configuration, Results, Row, named, several_bundles
+from .results import Configuration, Results, Row, named, several_bundles, units_text
 
 DRAWS = 2000
 BLOCKS = 20
@@ -148,6 +148,13 @@ def differences(a: Results, b: Results) -> list[str]:
         if key in theirs and theirs[key].execution_precision != row.execution_precision
     }
     notes += sorted(computed)
+    notes += sorted(
+        {
+            f"{row.configuration.name} ran {units_text(row.units)} in A, {units_text(theirs[key].units)} in B"
+            for key, row in ours.items()
+            if key in theirs and row.units and theirs[key].units and _split(row) != _split(theirs[key])
+        }
+    )
     ended = [side for side, run in (("A", a), ("B", b)) if run.extras.get("interrupted")]
     notes += [f"{side} was interrupted: it rests on less than was asked for" for side in ended]
     asked = [{k: v for k, v in run.extras.get("run", {}).items() if k in ("seconds", "mlperf")} for run in (a, b)]
@@ -156,6 +163,11 @@ def differences(a: Results, b: Results) -> list[str]:
     if any(row.scenario == "server" for row in (*a.rows, *b.rows)):
         notes.append("server is not compared: its latencies are those at each run's own highest rate")
     return notes
+
+
+def _split(row: Row) -> dict[str, int]:
+    """Operators by compute unit."""
+    return {unit.unit: unit.operators for unit in row.units}
 
 
 def _which(c: Configuration, several: bool) -> tuple[Any, ...]:

@@ -93,11 +93,48 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Unit:
+    """A compute unit that part of an artefact runs on. ``operators``: how many the engine put there, ``operators_share`` of
+    all; ``macs_share``: of the multiply-accumulates, None where they cannot be counted by operator; ``kernels``: the
+    operators by the engine's name for what runs them, or else by their kind."""
+
+    unit: str
+    operators: int
+    operators_share: float
+    macs_share: float | None
+    kernels: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class OperatorCost:
+    """An operator's time in one inference, by the engine's own profiler; ``share`` of the profiled call."""
+
+    name: str
+    kind: str
+    unit: str
+    ms: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Times by operator, from a run of its own: the profiler takes time too. ``call_ms``: a whole call in that run;
+    ``covered``: the operators' share of it; ``between_ms``: the rest, which the engine spends between its operators."""
+
+    call_ms: float
+    covered: float
+    between_ms: float
+    operators: tuple[OperatorCost, ...]
+
+
+@dataclass(frozen=True)
 class Row:
     """One scenario of one configuration. ``samples``: ms, a list per process; for ``camera`` from the arrival of a frame to
     its events. ``reference_ms``, ``handover_us``: how fast the machine was (``machine.py``), by process. ``parity``:
     the golden set's numbers, ``status`` ("ok" ...) and ``problem`` (see ``fer-edge verify``). ``cpu_share``: processor time
-    over wall time, 1 = one core busy. ``details``: what only this scenario has. None: nothing to measure it with."""
+    over wall time, 1 = one core busy. ``details``: what only this scenario has. ``units``: where it ran (empty: the engine
+    does not tell), ``profile``: what each operator took, where it was asked for, ``where_note``: what the engine does not
+    tell of either. None: nothing to measure it with."""
 
     configuration: Configuration
     digest: str
@@ -121,6 +158,9 @@ class Row:
     reference_ms: tuple[float, ...]
     handover_us: tuple[float, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    units: tuple[Unit, ...] = ()
+    profile: Profile | None = None
+    where_note: str = ""
 
     @property
     def bundle_name(self) -> str:
@@ -185,6 +225,21 @@ class Results:
             "failures": failures,
             **self.extras,
         }
+
+
+def _share(value: float | None) -> str:
+    """A share in percent, whole where it is whole."""
+    return "an unknown share" if value is None else f"{value:.0%}" if value in (0, 1) else f"{value:.1%}"
+
+
+def units_text(units: Sequence[Unit]) -> str:
+    """Where an artefact runs: "18 of 20 operators and 100% of the multiplications on CPU, XNNPACK; 2 and 0% on ..."."""
+    every = sum(unit.operators for unit in units)
+    if len(units) == 1:
+        return f"all {every} operators on {units[0].unit}"
+    first, *others = units
+    head = f"{first.operators} of {every} operators and {_share(first.macs_share)} of the multiplications on {first.unit}"
+    return "; ".join([head, *(f"{u.operators} and {_share(u.macs_share)} on {u.unit}" for u in others)])
 
 
 def several_bundles(results: Results) -> bool:
@@ -254,8 +309,9 @@ def _configuration(row: Mapping[str, Any]) -> Configuration:
     return Configuration(**named, **asked)
 
 
+_READ_BY_THEMSELVES = ("configuration", "latency_ms", "start", "memory", "samples", "reference_ms", "handover_us")
 _KINDS = (
-    (str, ("digest", "engine", "device", "execution_precision", "bundle", "runtime", "precision")),
+    (str, ("where_note", "digest", "engine", "device", "execution_precision", "bundle", "runtime", "precision")),
     ((dict,), ("stages_ms", "parity", "details", "latency_ms")),
     ((int, float), ("throughput_per_s", "artefact_mb", "cpu_share", "threads")),
     ((str, type(None)), ("device_asked", "execution_precision_asked")),
@@ -266,15 +322,14 @@ _KINDS = (
 def _row(row: Mapping[str, Any]) -> Row:
     samples = tuple(tuple(map(_finite, part)) for part in row["samples"])
     reference, hands = (tuple(map(_finite, row.get(name, ()))) for name in ("reference_ms", "handover_us"))
+    row = {"units": (), "profile": None, "where_note": "", **row}  # of files written before there were these
     if not all(samples) or not samples or not reference or row["scenario"] not in SCENARIOS:
         raise ValueError("samples, reference_ms or scenario")
     times = np.concatenate([*samples, reference, hands])
     if not (times > 0).all():
         raise ValueError("samples or reference_ms: no positive numbers")
     taken: dict[str, Any] = {
-        name: row[name]
-        for name in Row.__dataclass_fields__
-        if name not in ("configuration", "latency_ms", "start", "memory", "samples", "reference_ms", "handover_us")
+        name: row[name] for name in Row.__dataclass_fields__ if name not in (*_READ_BY_THEMSELVES, "units", "profile")
     }
     for kinds, names in _KINDS:
         for name in names:
@@ -288,5 +343,37 @@ def _row(row: Mapping[str, Any]) -> Row:
         raise ValueError("load_ms or first_ms")
     memory = Memory(*(_finite(row[name]) for name in Memory.__dataclass_fields__))
     statistics = Latency(*(_finite(row["latency_ms"][name]) for name in Latency.__dataclass_fields__))
+    taken |= {"units": _units(row["units"]), "profile": _profile(row["profile"])}
     taken |= {"latency_ms": statistics, "start": start, "memory": memory, "samples": samples}
     return Row(configuration=_configuration(row), reference_ms=reference, handover_us=hands, **taken)
+
+
+def _units(value: Any) -> tuple[Unit, ...]:
+    """Units as JSON has them."""
+    return tuple(
+        Unit(
+            str(entry["unit"]),
+            int(entry["operators"]),
+            _finite(entry["operators_share"]),
+            None if entry["macs_share"] is None else _finite(entry["macs_share"]),
+            {str(name): int(count) for name, count in entry["kernels"].items()},
+        )
+        for entry in value
+    )
+
+
+def _profile(value: Any) -> Profile | None:
+    if value is None:
+        return None
+    costs = tuple(
+        OperatorCost(
+            str(entry["name"]), str(entry["kind"]), str(entry["unit"]), _finite(entry["ms"]), _finite(entry["share"])
+        )
+        for entry in value["operators"]
+    )
+    return Profile(_finite(value["call_ms"]), _finite(value["covered"]), _finite(value["between_ms"]), costs)
+
+
+def units_and_profile(value: Mapping[str, Any]) -> tuple[tuple[Unit, ...], Profile | None]:
+    """The members ``units`` and ``profile`` of JSON. Raises KeyError, TypeError, ValueError or AttributeError."""
+    return _units(value["units"]), _profile(value["profile"])

@@ -25,6 +25,7 @@ from fer_edge.manifest import digest_of
 from .measure import Job, Part, open_configuration, parity, run_job
 from .memory import memory_mb
 from .peak import peak_gmacs_per_s
+from .placement import Where, look, where_of
 from .results import Configuration, Latency
 from .traffic import Load, Traffic
 
@@ -56,6 +57,13 @@ def isolated_peak(configuration: Configuration) -> float | None:
             return peak
     except EngineError:
         return None
+
+
+def isolated_placement(configuration: Configuration, calls: int = 0) -> Where:
+    """:func:`.placement.look` in a process of its own. Raises EngineError with the child's own words."""
+    with _child(sys.executable) as (send, receive):
+        send({"place": asdict(configuration), "calls": calls})
+        return where_of(receive()["where"])
 
 
 def isolated_accuracy(configuration: Configuration, data: Sequence[Any]) -> dict[str, Any]:
@@ -244,6 +252,8 @@ def main() -> None:
             say({"peak": peak_gmacs_per_s(Configuration(**wanted["peak"]))})
         elif "serve" in wanted:
             _serve(Configuration(**wanted["serve"]), sys.stdin, say)
+        elif "place" in wanted:
+            say({"where": look(Configuration(**wanted["place"]), wanted["calls"]).as_json()})
         elif "accuracy" in wanted:
             say({"accuracy": _accuracy(Configuration(**wanted["accuracy"]), wanted["data"])})
         else:

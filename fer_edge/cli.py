@@ -38,6 +38,7 @@ from .errors import FerEdgeError, ImageError, IntegrityError
 from .process import BROKEN_PIPE, OutputError, standard_streams, stoppable
 
 if TYPE_CHECKING:
+    from .bundle import Bundle
     from .classifier import Prediction
     from .labels import LabelSet
 
@@ -232,12 +233,15 @@ def _scores(result: Prediction | None) -> str:
     return shown if result.certain else f"{shown} (uncertain)"
 
 
-@cli.command(examples=("fer-edge info my-bundle/ --card",))
+@cli.command(examples=("fer-edge info my-bundle/ --card", "fer-edge info --here"))
 @bundle_argument
 @click.option("--card", is_flag=True, help="Print the model card.")
+@click.option("--here", is_flag=True, help="Also open every artefact, and tell which unit of this box computes how much.")
 @common
-def info(bundle: Path | None, card: bool, as_json: bool) -> None:
+def info(bundle: Path | None, card: bool, here: bool, as_json: bool) -> None:
     """What a bundle is: source, input, artefacts, label sets."""
+    if card and here:
+        raise click.UsageError("--card prints the card alone; --here goes without it", click.get_current_context())
     from .bundle import open_bundle
     from .classifier import DEFAULT_BUNDLE
     from .report import describe, summary
@@ -246,9 +250,19 @@ def info(bundle: Path | None, card: bool, as_json: bool) -> None:
     if card and not as_json:
         show(opened.manifest.card)
     elif as_json:
-        emit(summary(opened))
+        emit({**summary(opened), **({"here": _here(opened)} if here else {})})
     else:
         show(describe(opened))
+        if here:
+            show("\n" + "\n".join(entry["text"] for entry in _here(opened)))
+
+
+def _here(opened: Bundle) -> list[dict[str, Any]]:
+    """Where each artefact runs on this box, by the benchmarks' room."""
+    placing: Any = import_module("fer_edge.benchmarks.here")
+    with status() as progress:
+        found: list[dict[str, Any]] = placing.here(opened, progress)
+    return found
 
 
 @cli.command(examples=("fer-edge doctor --json",))

@@ -90,6 +90,41 @@ def signature(height: int, width: int, channels: int, feature_dim: int, labels: 
     return Signature((TensorType((1, height, width, channels), "uint8"),), outputs)
 
 
+@dataclass(frozen=True)
+class Operator:
+    """An operator as an engine placed it. ``name``, ``kind`` and ``kernel`` in the engine's words ("": it does not tell);
+    ``unit``: the compute unit ("CPU", "CPU, XNNPACK", "CUDA"); ``sources``: the names, in the artefact's file, of the matrix
+    products and convolutions that became this operator."""
+
+    name: str
+    kind: str
+    unit: str
+    kernel: str = ""
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """What an engine's own profiler says of an operator that it ran: milliseconds of one inference."""
+
+    name: str
+    kind: str
+    unit: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an engine runs an artefact. ``operators``: of the graph that it was given or made, constants aside; ``times``:
+    by its profiler, empty without one, and ``call_ms`` what the profiled calls took as seen from outside; ``note``: what the
+    engine does not tell, in one line."""
+
+    operators: tuple[Operator, ...]
+    times: tuple[OperatorTime, ...] = ()
+    call_ms: float | None = None
+    note: str = ""
+
+
 class AdapterSession(Protocol):
     """An artefact opened by an adapter. Not safe to share between threads by itself: the classifier locks it."""
 
@@ -110,7 +145,7 @@ class AdapterSession(Protocol):
 
 
 class Runtime(Protocol):
-    """What an adapter module offers."""
+    """What an adapter module offers. It may also offer ``place(files, options, crop, calls)``: see :func:`place`."""
 
     def engine(self) -> str:
         """Engine and version."""
@@ -237,6 +272,32 @@ def _store(adapter: Runtime, runtime: str, device: str, files: Sequence[File], s
         raise UsageError(f"{runtime} on {device} builds nothing that could be kept: leave the cache out")
     size = sum(len(file.content) for file in files)
     return store if least is not None and (store.asked or size >= least) else None
+
+
+def place(
+    runtime: str,
+    files: Sequence[File | Path],
+    precision: str,
+    device: str | None,
+    threads: int,
+    execution_precision: str | None,
+    crop: NDArray[np.uint8],
+    calls: int,
+) -> Placement:
+    """Open an artefact once more to see where its engine runs each operator. ``crop`` is what it is run on, ``calls`` times
+    with the engine's profiler on; 0: no times are asked for. Raises as :func:`open_model` does."""
+    adapter, engine = load_runtime(runtime), engine_of(runtime)
+    look = getattr(adapter, "place", None)
+    if look is None:
+        return Placement((), note=f"{runtime} does not tell where its operators run")
+    where = (engine.device or adapter.devices()[0]) if device is None else device
+    try:
+        found: Placement = look(loaded(files), Options(precision, where, threads, execution_precision), crop, calls)
+    except FerEdgeError:
+        raise
+    except Exception as error:  # engines raise what they like
+        raise EngineError(f"{runtime} does not tell where {files[0].name} runs: {one_line(error)}") from error
+    return found
 
 
 def _difference(found: Signature, expected: Signature) -> str:

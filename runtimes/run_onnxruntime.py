@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Sequence
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,7 +18,18 @@ from numpy.typing import NDArray
 
 from fer_edge.container import text_of
 from fer_edge.errors import EngineError
-from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, loaded, one_line
+from fer_edge.runtime import (
+    File,
+    Operator,
+    OperatorTime,
+    Options,
+    Placement,
+    Signature,
+    TensorType,
+    check_outputs,
+    loaded,
+    one_line,
+)
 
 _SUFFIX = "ExecutionProvider"
 _CUDA, _TENSORRT = "CUDA", "Tensorrt"
@@ -81,13 +97,18 @@ def _tensor_type(value: Any) -> TensorType:
 
 def open(files: Sequence[File | Path], options: Options) -> _Session:
     """Open an artefact. Raises EngineError for an unknown provider or precision, a fallback, or a refused file."""
+    return _open(files, options)
+
+
+def _open(files: Sequence[File | Path], options: Options, profile: str = "") -> _Session:
+    """``profile``: the beginning of the name of the file that onnxruntime's profiler writes; "": none."""
     name = _provider(options.device)
     asked = options.execution_precision
     if asked not in (None, "fp32") and (name, asked) != (_TENSORRT, "fp16"):
         raise EngineError(f"onnxruntime cannot be asked for {asked}: it follows the artefact; use a fp16 or int8 artefact")
     (file,) = loaded(files)
     try:
-        session = _opened(file, name, options)
+        session = _opened(file, name, options, profile)
         opened = _Session(session, asked or _execution_precision(options.precision, name))
     except Exception as error:  # onnxruntime's own exceptions share no public base class
         if "install TensorRT" in str(error):
@@ -119,13 +140,15 @@ def _provider(device: str) -> str:
     raise EngineError(f"onnxruntime has no device {device!r} in this build; there are {', '.join(known)}{cure}")
 
 
-def session_options(threads: int, provider: str) -> ort.SessionOptions:
-    """The session's options, without the provider's."""
+def session_options(threads: int, provider: str, profile: str = "") -> ort.SessionOptions:
+    """The session's options, without the provider's. ``profile``: how the name of the profiler's file begins; "": none."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
-    if provider != "CPU":
+    if profile:
+        settings.enable_profiling, settings.profile_file_prefix = True, profile
+    if provider != "CPU" or profile:
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return settings
 
@@ -158,8 +181,8 @@ def cache_options(folder: Path) -> dict[str, str]:
     }
 
 
-def _opened(file: File, name: str, options: Options) -> ort.InferenceSession:
-    settings = session_options(options.threads, name)
+def _opened(file: File, name: str, options: Options, profile: str) -> ort.InferenceSession:
+    settings = session_options(options.threads, name, profile)
 
     def start(chosen: dict[str, str]) -> ort.InferenceSession:
         # What TensorRT does not take, CUDA does before the CPU has to.
@@ -219,3 +242,54 @@ def _execution_precision(artefact: str, device: str) -> str:
     if artefact == "fp16":
         return "fp32" if device == "CPU" and platform.machine() in ("x86_64", "AMD64") else "fp16"
     return "fp32"
+
+
+_KERNEL = "_kernel_time"
+_RUN = "model_run"
+
+
+def place(files: Sequence[File | Path], options: Options, crop: NDArray[np.uint8], calls: int) -> Placement:
+    """Nodes by provider, as onnxruntime assigned them (before 1.24: as its profiler saw them run), and the times of its
+    profiler: medians over the calls."""
+    with tempfile.TemporaryDirectory(prefix="fer-edge-") as folder:
+        session = _open(files, options, f"{folder}/profile")
+        try:
+            for _ in range(max(calls, 1)):
+                session.run(crop)
+            events = json.loads(Path(session._session.end_profiling()).read_text())
+            assigned = _assigned(session._session)
+        finally:
+            session.close()
+    spent, calls_ms = defaultdict(list), []
+    for event in events:
+        if event.get("name") == _RUN:
+            calls_ms.append(event["dur"] / 1e3)
+        elif event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            spent[_ran(event)].append(event["dur"] / 1e3)
+    if not assigned:
+        assigned = tuple(Operator(name, kind, unit, "", (_before_fusion(name),)) for name, kind, unit in spent)
+    if not calls:
+        return Placement(assigned)
+    times = tuple(OperatorTime(*which, median(values)) for which, values in spent.items())
+    return Placement(assigned, times, median(calls_ms))
+
+
+def _assigned(session: ort.InferenceSession) -> tuple[Operator, ...]:
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return ()
+    return tuple(
+        Operator(node.name, node.op_type, part.ep_name.removesuffix(_SUFFIX), "", (_before_fusion(node.name),))
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+    )
+
+
+def _ran(event: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Name, kind and unit of an event."""
+    told = event["args"]
+    return event["name"].removesuffix(_KERNEL), told["op_name"], told["provider"].removesuffix(_SUFFIX)
+
+
+def _before_fusion(name: str) -> str:
+    """onnxruntime numbers what its optimizer makes of a node: "node_conv2d_token_5" of "node_conv2d"."""
+    return re.sub(r"_token_\d+$", "", name)

@@ -8,7 +8,7 @@ import ctypes
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from weakref import WeakSet
@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 
 from fer_edge.cache import Store
 from fer_edge.errors import EngineError
-from fer_edge.runtime import File, Options, Signature, TensorType, check_outputs, loaded, one_line
+from fer_edge.runtime import (
+    File,
+    Operator,
+    OperatorTime,
+    Options,
+    Placement,
+    Signature,
+    TensorType,
+    check_outputs,
+    loaded,
+    one_line,
+)
 
 _IMPORTED_BY = os.getpid()
 _OPEN: WeakSet[_Session] = WeakSet()
@@ -132,6 +143,10 @@ def _output(port: ov.ConstOutput) -> tuple[str, TensorType]:
 
 def open(files: Sequence[File | Path], options: Options) -> _Session:
     """Compile an artefact. Raises EngineError for an unknown device or precision, or when OpenVINO refuses the file."""
+    return _open(files, options, {})
+
+
+def _open(files: Sequence[File | Path], options: Options, settings: Mapping[str, object]) -> _Session:
     # One for each session, and gone with it: while a Core lives, the threads of closed sessions wait to be used again, and
     # after a fork a child would take them for its own.
     core = ov.Core()
@@ -143,7 +158,7 @@ def open(files: Sequence[File | Path], options: Options) -> _Session:
         raise EngineError(f"openvino has no device {device!r} here; there are {', '.join(known)}")
     if wanted not in _HINTS:
         raise EngineError(f"openvino cannot be asked for {wanted!r}; choose one of {', '.join(_HINTS)}")
-    config: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
+    config: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", **settings}
     if base != "NPU" or options.execution_precision:
         config["INFERENCE_PRECISION_HINT"] = _HINTS[wanted]
     if base == "CPU":
@@ -208,3 +223,43 @@ def _execution_precision(compiled: ov.CompiledModel) -> str:
             precision = str(info["runtimePrecision"].astype(str))
             seen[_NAMES.get(precision, precision)] += 1
     return "+".join(name for name, _ in seen.most_common()) or "unknown"
+
+
+_NO_OPERATORS = ("Input", "Output", "Const")
+
+
+def place(files: Sequence[File | Path], options: Options, crop: NDArray[np.uint8], calls: int) -> Placement:
+    """Nodes of the compiled graph, and their times by ``PERF_COUNT``: means over all calls, in whole microseconds each."""
+    session = _open(files, options, {"PERF_COUNT": True} if calls else {})
+    try:
+        try:
+            nodes = session._request.get_compiled_model().get_runtime_model().get_ordered_ops()
+        except RuntimeError:
+            return Placement((), note=f"openvino does not show the compiled graph of {session.device}")
+        operators = tuple(found for node in nodes if (found := _operator(node, session.device)) is not None)
+        if not calls:
+            return Placement(operators)
+        session.run(crop)
+        began = time.perf_counter()
+        for _ in range(calls):
+            session._request.infer()
+        call_ms = (time.perf_counter() - began) * 1e3 / calls
+        times = tuple(
+            OperatorTime(info.node_name, info.node_type, session.device, info.real_time.total_seconds() * 1e3)
+            for info in session._request.get_profiling_info()
+            if info.real_time.total_seconds()
+        )
+        return Placement(operators, times, call_ms)
+    finally:
+        session.close()
+
+
+def _operator(node: ov.Node, device: str) -> Operator | None:
+    info = {key: str(value.astype(str)) for key, value in node.get_rt_info().items()}
+    kind = info.get("layerType", node.get_type_name())
+    if kind in _NO_OPERATORS:
+        return None
+    # OpenVINO calls a product "NAME_original" when the scaling after it takes its name over.
+    layers = info.get("originalLayersNames", "").split(",") if kind in _PRODUCTS else ()
+    sources = tuple(layer.removesuffix("_original") for layer in layers)
+    return Operator(node.get_friendly_name(), kind, device, info.get("primitiveType", ""), sources)

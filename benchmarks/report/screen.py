@@ -14,11 +14,23 @@ from ..compare import Comparison
 from ..evaluate import Evaluation
 from ..results import Results
 from ..robustness import Robustness
-from .tables import SPOILT_HEAD, accuracy_lines, comparison_rows, remarks, rows_of, spoilt_line, spoilt_rows, verdict_texts
+from .tables import (
+    PROFILE_HEAD,
+    SPOILT_HEAD,
+    accuracy_lines,
+    comparison_rows,
+    profiles,
+    remarks,
+    rows_of,
+    spoilt_line,
+    spoilt_rows,
+    verdict_texts,
+    where_lines,
+)
 
-IDENTITY = ("bundle", "runtime", "precision", "device", "threads", "scenario", "configuration")
+IDENTITY = ("bundle", "runtime", "precision", "device", "threads", "scenario", "configuration", "operator")
 """Columns that say what a row is about."""
-TEXTS = (*(name for name in IDENTITY if name != "threads"), "answers", "verdict")
+TEXTS = (*(name for name in IDENTITY if name != "threads"), "answers", "verdict", "kind", "on")
 GAP = 2
 
 
@@ -125,8 +137,11 @@ def bench_text(results: Results, screen: TextIO) -> None:
     if results.rows:
         head, rows = rows_of(results)
         _table(console, head, rows, wrong=[row[-1] == "WRONG" for row in rows])
-    for text in (*accuracy_lines(results), *verdict_texts(results)):
+    for text in (*where_lines(results), *accuracy_lines(results), *verdict_texts(results)):
         console.print(printable(text))
+    for title, rows in profiles(results):
+        console.print(f"\n{printable(title)}")
+        _table(console, PROFILE_HEAD, rows, wrong=[False] * len(rows))
     for note in remarks(results):
         console.print(f"Note: {printable(note)}")
 

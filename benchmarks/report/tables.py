@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from fer_edge.folders import IgnoredFile, ignored_lines
 
 from ..compare import Comparison
-from ..results import Results, Row, named, several_bundles
+from ..results import Configuration, Results, Row, named, several_bundles, units_text
 from ..robustness import Robustness
 
 HEAD = (
@@ -144,7 +145,10 @@ def markdown(results: Results) -> str:
         head, rows = rows_of(results)
         lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
         parts.append("\n".join(lines))
-    texts = [*accuracy_lines(results), *verdict_texts(results)]
+    texts = [*where_lines(results), *accuracy_lines(results), *verdict_texts(results)]
+    for title, rows in profiles(results):
+        table = [f"| {' | '.join(row)} |" for row in (PROFILE_HEAD, *rows)]
+        parts.append("\n".join([f"{title}:", "", table[0], f"|{'---|' * len(PROFILE_HEAD)}", *table[1:]]))
     parts += [f"- {text}" if "\n" not in text else f"```\n{text}\n```" for text in texts]
     parts.append("\n".join(f"- {note}" for note in remarks(results)))
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -169,6 +173,49 @@ def accuracy_lines(results: Results) -> list[str]:
             f"{Path(entry['bundle']).name}, {entry['runtime']} {entry['precision']}: no accuracy, {entry['problem']}"
         )
     return lines
+
+
+def where_lines(results: Results) -> list[str]:
+    """Where each configuration ran, threads aside."""
+    lines: dict[str, None] = {}
+    for row in results.rows:
+        c = replace(row.configuration, threads=1)
+        name = named(c, results).rsplit(", ", 1)[0]
+        if row.units:
+            lines[f"{name} ran {units_text(row.units)}"] = None
+        if row.where_note:
+            lines[f"{name}: {row.where_note}"] = None
+    return list(lines)
+
+
+PROFILE_HEAD = ("operator", "kind", "on", "ms", "of the call")
+SLOWEST = 10
+
+
+def profiles(results: Results) -> list[tuple[str, list[list[str]]]]:
+    """(title, rows under PROFILE_HEAD: the slowest, then the others together) of each configuration that was profiled."""
+    found: dict[Configuration, tuple[str, list[list[str]]]] = {}
+    for row in results.rows:
+        if row.profile is None:
+            continue
+        p, rows = row.profile, []
+        for cost in p.operators[:SLOWEST]:
+            rows.append([cost.name, cost.kind, cost.unit, number(cost.ms), f"{cost.share:.1%}"])
+        others = p.operators[SLOWEST:]
+        if others:
+            spent = sum(cost.ms for cost in others)
+            rows.append([f"{len(others)} others", "", "", number(spent), f"{spent / p.call_ms:.1%}"])
+        rows.append(["between operators", "", "", number(p.between_ms), f"{p.between_ms / p.call_ms:.1%}"])
+        name = named(row.configuration, results)
+        spent = sum(cost.ms for cost in p.operators)
+        plain = (
+            f", {spent / row.latency_ms.p50:.0%} of the p50 without the profiler" if row.scenario == "single-stream" else ""
+        )
+        found.setdefault(
+            row.configuration,
+            (f"{name}: operators take {number(spent)} of {number(p.call_ms)} ms of a profiled call{plain}", rows),
+        )
+    return list(found.values())
 
 
 def verdict_texts(results: Results) -> list[str]:
