@@ -1,4 +1,4 @@
-# make demo | test | test-device | lint | docs | sizes | bench | clean. Each makes .venv by itself when it is missing.
+# make demo | test | test-kit | test-device | lint | docs | sizes | bench | clean. Each makes .venv by itself when it is missing.
 PYTHON ?= python3
 LIBRARIES ?= oldest
 WORKERS ?= 2
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DEVICE := $(VENV)-device-$(notdir $(PYTHON))-$(LIBRARIES)
 DEVICE_TESTS := $(addprefix tests/test_,$(addsuffix .py,runtimes threads opener bundle arrays files image boxes predictions video labels doctor extras errors cache))
 
-.PHONY: demo test test-device device lint docs sizes bench clean
+.PHONY: demo test test-kit test-device device lint docs sizes bench clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -16,6 +16,10 @@ demo: $(STAMP)
 # A file's tests stay in one of the processes: they share what its fixtures make. tests/conftest.py says which come first.
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# Kits for other boxes, made of wheels that a package registry has (500 MB), and installed here without a network.
+test-kit: $(STAMP)
+	$(BIN)/python -m pytest -m kit tests/test_kit.py
 
 # What runs on a device: three engines and nothing of the converter. PYTHON=python3.10 names another Python;
 # LIBRARIES=oldest takes the oldest versions that the ranges allow (tests/oldest.txt), LIBRARIES=newest the newest.

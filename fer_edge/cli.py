@@ -51,6 +51,10 @@ ROOM_COMMANDS = {
     "evaluate": ("fer_edge.benchmarks.cli:evaluate", "WAR, UAR, confusion and recall on labelled faces."),
     "faces": ("fer_edge.live.cli_faces:faces", "Fetch the face detector of 'predict --faces' and 'watch'."),
     "twins": ("fer_edge.cli_twins:twins", "Which pictures two sets share, cut, relit or compressed differently."),
+    "pack": (
+        "fer_edge.converters.kit.cli:pack_command",
+        "A kit that installs on a box without a network, or a slim bundle.",
+    ),
     "transfer": ("fer_edge.converters.transfer.cli:transfer", "Learn a projection from unlabelled faces and an LLM."),
     "student": ("fer_edge.converters.student.cli:student", "Train the small encoder behind the embedded default."),
     "watch": ("fer_edge.live.cli:watch", "From a camera, a stream or a file to events: faces found, followed and judged."),

@@ -110,9 +110,10 @@ def offered() -> dict[str, Engine]:
     return {point.name: Engine(point.name, point.value, exporters.get(point.name, ""), "") for point in points}
 
 
-def preferred_order() -> tuple[str, ...]:
-    """The runtimes in the order in which one is chosen on this machine."""
-    arm = platform.machine().lower() in ("aarch64", "arm64", "armv7l", "armv8l")
+def preferred_order(machine: str = "") -> tuple[str, ...]:
+    """The runtimes in the order in which one is chosen on a machine (its name as uname(2) has it), on this one without a
+    name."""
+    arm = (machine or platform.machine()).lower() in ("aarch64", "arm64", "armv7l", "armv8l")
     places = {name: engine.place_arm if arm else engine.place_x86 for name, engine in ENGINES.items()}
     return tuple(sorted((name for name in places if places[name] is not None), key=lambda name: places[name] or 0))
 

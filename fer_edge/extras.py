@@ -16,7 +16,12 @@ from typing import Any
 
 from .errors import importable
 
-IMPORT_NAMES = {"opencv-python-headless": "cv2", "mlcommons-loadgen": "mlperf_loadgen", "paho-mqtt": "paho"}
+IMPORT_NAMES = {
+    "cyclonedx-python-lib": "cyclonedx",
+    "mlcommons-loadgen": "mlperf_loadgen",
+    "opencv-python-headless": "cv2",
+    "paho-mqtt": "paho",
+}
 """Import names of distributions that extras ask for, where the two differ: the metadata of a package that is not installed
 cannot tell, and another one (opencv-python, a Jetson's own OpenCV without metadata) may stand in its place."""
 

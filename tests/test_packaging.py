@@ -93,7 +93,7 @@ def test_a_warning_of_the_build_is_seen(source: Path, tmp_path: Path) -> None:
 
 
 def test_extras_are_those_of_the_design(project: dict[str, Any]) -> None:
-    extras = {"openvino", "litert", "onnxruntime", "convert", "bench", "live", "ray", "all", "dev"}
+    extras = {"openvino", "litert", "onnxruntime", "convert", "bench", "live", "pack", "ray", "all", "dev"}
     assert extras == set(project["optional-dependencies"])
     assert {Requirement(d).name for d in project["dependencies"]} == {"numpy", "pillow", "click"}
 
