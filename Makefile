@@ -1,4 +1,4 @@
-# make demo | test | test-kit | test-device | lint | docs | sizes | bench | clean. Each makes .venv by itself when it is missing.
+# make demo | test | test-kit | test-device | test-targets | lint | docs | sizes | bench | clean. Each makes .venv by itself when it is missing.
 PYTHON ?= python3
 LIBRARIES ?= oldest
 WORKERS ?= 2
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DEVICE := $(VENV)-device-$(notdir $(PYTHON))-$(LIBRARIES)
 DEVICE_TESTS := $(addprefix tests/test_,$(addsuffix .py,runtimes threads opener bundle arrays files image boxes predictions video labels doctor extras errors cache))
 
-.PHONY: demo test test-kit test-device device lint docs sizes bench clean
+.PHONY: demo test test-kit test-device test-targets device lint docs sizes bench clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -27,6 +27,22 @@ test-device: $(DEVICE)/.installed
 	$(DEVICE)/bin/python -m pytest $(DEVICE_TESTS)
 
 device: $(DEVICE)/.installed
+
+# Compilers and readers of other people, each in an environment of its own, and the tests that need them. rknn-toolkit2 asks
+# for a torch of 2024, which is gigabytes: it works with the one that the converter has.
+test-targets: $(STAMP) .venv-target-rknn/.installed .venv-target-readers/.installed
+	$(BIN)/python -m pytest tests/test_targets.py tests/test_artefacts.py
+
+.venv-target-rknn/.installed: tests/rknn.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --no-deps --requirement tests/rknn.txt
+	touch $@
+
+.venv-target-readers/.installed:
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet 'openvino-model-api>=0.4,<0.5' flatbuffers
+	$(@D)/bin/python -m pip install --quiet --no-deps tflite-support==0.4.4  # it pins protobuf below 4
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -138,6 +138,7 @@ class PixelStatistics(click.ParamType):  # type: ignore[type-arg]  # generic sin
     help="Experimental: tokens that every layer of the CLIP merges away (Token Merging, ICLR 2023).",
 )
 @click.option("--symmetric", is_flag=True, help="onnxruntime int8 with symmetric activations, as TensorRT wants.")
+@click.option("--for-targets", is_flag=True, help="Keep a float graph too, which 'fer-edge compile' goes out from.")
 @click.option("--require-all", is_flag=True, help="Write nothing unless every artefact passes its checks.")
 @click.option("--allow-drift", is_flag=True, help="Write artefacts that miss their parity bars; the manifest records it.")
 @click.option("--name", help="Name in the manifest. Default: the output folder's name.")

@@ -33,7 +33,7 @@ from fer_edge.engines import RUNTIMES
 from fer_edge.errors import ConversionError, FerEdgeError, UsageError
 from fer_edge.files import check_room
 from fer_edge.golden import BARS, Answers, Parity, answers, compare, same_bytes
-from fer_edge.manifest import Artefact, GoldenRef, Manifest
+from fer_edge.manifest import FOR_COMPILERS, Artefact, GoldenRef, Manifest
 from fer_edge.runtime import default_threads, load_runtime, open_model, run, signature
 
 from .about import About
@@ -75,8 +75,9 @@ class Plan:
     """What to make of a source. ``labels``: the default label set, a built-in name or a file; ``prompts``: a built-in
     type or a file, None for P3 (CLIP) or the descriptions a student was trained with; ``calibration``: a folder of
     faces or an npz with ``images``; ``normalize``: see :data:`.pixels.Normalize`; ``pruning``:
-    experimental changes of a CLIP's vision tower; ``require_all``: one artefact that fails fails the conversion, else what
-    passed is written and the rest is in :attr:`Conversion.failed`."""
+    experimental changes of a CLIP's vision tower; ``for_targets``: keep a float graph for ``fer-edge compile``;
+    ``require_all``: one artefact that fails fails the conversion, else what passed is written and the rest is in
+    :attr:`Conversion.failed`."""
 
     runtimes: Sequence[str] = RUNTIMES
     precisions: Sequence[str] = ("int8",)
@@ -88,6 +89,7 @@ class Plan:
     normalize: Normalize = "auto"
     symmetric: bool = False
     pruning: Pruning = WHOLE
+    for_targets: bool = False
     allow_drift: bool = False
     require_all: bool = True
     force: bool = False
@@ -157,6 +159,9 @@ def convert(source: str, target: Path, plan: Plan, report: Callable[[Step], None
         for i, (runtime, exporter) in enumerate(exporters.items()):
             report(Step(1 + i, total, f"{runtime}: {', '.join(plan.precisions)}"))
             made += _artefacts(runtime, exporter, material, plan, folder)
+        if plan.for_targets:
+            report(Step(total, total, "a float graph for compilers"))
+            made.append(_float_graph(material, folder))
         artefacts = [item for item in made if isinstance(item, Artefact)]
         failed = tuple(item for item in made if isinstance(item, Failure))
         if failed and (plan.require_all or not artefacts):
@@ -232,6 +237,24 @@ def _artefacts(
                 for file in set(folder.iterdir()) - before:
                     file.unlink()
             yield made
+
+
+def _float_graph(material: _Material, folder: Path) -> Artefact | Failure:
+    """What compilers of NPUs go out from, and the command's words for the faces that they are to be calibrated with: faces
+    themselves are not kept."""
+    from .for_targets import FILE, write_float_graph
+
+    golden, reference = material.golden, material.reference
+    try:
+        features = write_float_graph(reference.graph, golden.crops, folder, material.about)
+    except Exception as error:  # torch's exporter raises what it likes
+        _check_disk(error, folder)
+        return Failure("onnxruntime", "fp32", f"for targets {_broken(error)}")
+    parity = compare(features, None, golden.features, reference.sets[0])
+    if misses := parity.misses(BARS["fp32"]):
+        return Failure("onnxruntime", "fp32", f"for targets does not give the float reference's answer: {'; '.join(misses)}")
+    said = f"to be calibrated with {material.calibrated_with}"
+    return Artefact("onnxruntime", "fp32", (file_ref(folder, FILE),), parity.numbers(), said, False, FOR_COMPILERS)
 
 
 def _check_disk(error: Exception, folder: Path) -> None:

@@ -38,19 +38,29 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 def trace(export: Export) -> Path:
     """The float model, a file."""
     plain = export.scratch / "plain.onnx"
+    export_graph(export.graph, torch.from_numpy(export.example), plain, ["feature", "logits"], None)
+    return plain
+
+
+def export_graph(graph: torch.nn.Module, image: torch.Tensor, file: Path, outputs: list[str], about: About | None) -> None:
+    """A graph of one input as a file, without notes of where it was made; ``about``: with what it is."""
     torch.onnx.export(
-        export.graph,
-        (torch.from_numpy(export.example),),
-        str(plain),
+        graph,
+        (image,),
+        str(file),
         dynamo=True,
         input_names=["image"],
-        output_names=["feature", "logits"],
+        output_names=outputs,
         opset_version=OPSET,
         external_data=False,
         verbose=False,
     )
-    _forget_origin(plain)
-    return plain
+    _forget_origin(file)
+    if about:
+        model = onnx.load(file)
+        for key in ("name", "version", "licence"):
+            model.metadata_props.add(key=key, value=about.facts()[key])
+        onnx.save(model, file)
 
 
 def write(traced: Path, precision: str, export: Export, folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -451,6 +451,59 @@ def change_label_sets(bundle: Bundle, changed: Sequence[LabelSet]) -> Bundle:
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # what was not finished, or the bundle that was there before
     return open_bundle(bundle.folder)
+
+
+def add_artefact(bundle: Bundle, artefact: Artefact, files: Mapping[str, bytes], tools: Mapping[str, str]) -> Bundle:
+    """Put an artefact (its ``files`` are those of ``files``, name -> content) into a bundle on disk, in the place of one for
+    the same runtime and target, in one step. Raises BundleError when it is another bundle by now, or when nothing can be
+    written."""
+    import shutil
+
+    with _writing(bundle.folder) as there:
+        if there.manifest != bundle.manifest:
+            raise BundleError(f"{bundle.folder} was written by another process meanwhile; run this again")
+        target = there.folder.resolve()
+        folder = partial_folder(target)
+        try:
+            copy_tree(target, folder)
+            others = [a for a in there.manifest.artefacts if (a.runtime, a.target) != (artefact.runtime, artefact.target)]
+            _with_artefacts(folder, there.manifest, others, artefact, files, tools)
+            exchange(folder, target)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return open_bundle(bundle.folder)
+
+
+def write_reduced(
+    bundle: Bundle, target: Path, artefact: Artefact, files: Mapping[str, bytes], tools: Mapping[str, str], force: bool
+) -> Bundle:
+    """A bundle at ``target`` with this artefact alone, and the label sets, golden set and text projection of another. Raises
+    UsageError and BundleError."""
+    manifest = bundle.manifest
+    with staged(target, force) as folder:
+        wanted = [(ref.path, ref.sha256) for ref in manifest.label_sets]
+        wanted += [(ref.path, ref.sha256) for ref in (manifest.text_projection, manifest.golden)]
+        for path, sha256 in wanted:
+            content = checked_bytes(bundle, path, sha256)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(folder / path, content)
+        _with_artefacts(folder, manifest, (), artefact, files, tools)
+    return open_bundle(target)
+
+
+def _with_artefacts(
+    folder: Path,
+    manifest: Manifest,
+    others: Sequence[Artefact],
+    artefact: Artefact,
+    files: Mapping[str, bytes],
+    tools: Mapping[str, str],
+) -> None:
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+    added = replace(artefact, files=tuple(file_ref(folder, name) for name in files))
+    write_manifest(folder, replace(manifest, artefacts=(*others, added), tools={**manifest.tools, **tools}))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from .engines import PRECISIONS, RUNTIMES, installed, installed_engine, preferre
 from .errors import BundleError, EngineError, ImageError, MissingExtraError, UsageError
 from .image import Box, ImageLike, Shape, several, to_input, to_inputs
 from .labels import LabelSet
-from .manifest import Artefact, digest_of
+from .manifest import FOR_COMPILERS, Artefact, digest_of
 
 if TYPE_CHECKING:
     from .live.faces import FaceFinder
@@ -358,6 +358,9 @@ def choose_artefact(bundle: Bundle, runtime: str | None, precision: str | None) 
     if runtime is not None:
         installed_engine(runtime)
     candidates = [runtime] if runtime is not None else [name for name in preferred_order() if installed(name)]
+    if runtime is not None:  # what was compiled for a device runs where somebody says so
+        compiled = {(a.runtime, a.precision): a for a in bundle.manifest.artefacts if a.target not in (None, FOR_COMPILERS)}
+        table = {**compiled, **table}
     for name in candidates:
         for p in [precision] if precision else PRECISIONS:
             if (name, p) in table:

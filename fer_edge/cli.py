@@ -47,6 +47,7 @@ ROOM_COMMANDS = {
     "cache": ("fer_edge.cli_cache:cache", "What engines have built and left for the next start: list it, clear it."),
     "calibrate": ("fer_edge.benchmarks.cli:calibrate", "Temperature and threshold of a bundle, from labelled faces."),
     "compare": ("fer_edge.benchmarks.cli_bench:compare", "Was this build faster than that one? Two files of 'bench'."),
+    "compile": ("fer_edge.converters.cli_compile:compile_", "From a bundle to an NPU: RKNN and Ethos-U."),
     "convert": ("fer_edge.converters.cli:convert", "Quantize a CLIP or a student, with its projection, into a bundle."),
     "evaluate": ("fer_edge.benchmarks.cli:evaluate", "WAR, UAR, confusion and recall on labelled faces."),
     "faces": ("fer_edge.live.cli_faces:faces", "Fetch the face detector of 'predict --faces' and 'watch'."),

@@ -69,7 +69,10 @@ def diagnose(version: str) -> Diagnosis:
     """Look at this box; every installed engine is tried in a process of its own."""
     model, features = cpu()
     usable = rt.usable_processors()
-    every = [*(table.ENGINES[name] for name in table.RUNTIMES), *table.offered().values()]
+    every = [
+        *(e for e in table.ENGINES.values() if e.name in table.RUNTIMES or (e.imports and e.installed)),
+        *table.offered().values(),
+    ]
     packages = dict.fromkeys([*(name for engine in every for name in engine.imports), *IMPORT_NAMES.values()])
     with ThreadPoolExecutor() as pool:
         engines = tuple(pool.map(_engine, every))

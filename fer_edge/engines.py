@@ -51,8 +51,9 @@ def _ours(
     places: tuple[int | None, int | None] = (None, None),
     environment: tuple[tuple[str, str], ...] = (),
     stubs: tuple[str, ...] = (),
+    general: bool = True,
 ) -> Engine:
-    exporter = f"fer_edge.converters.to_{name}" if suffixes else ""
+    exporter = f"fer_edge.converters.to_{name}" if suffixes and general else ""
     return Engine(
         name, f"fer_edge.runtimes.run_{name}", exporter, name, imports, suffixes, device, *places, environment, stubs
     )
@@ -66,13 +67,15 @@ ENGINES = {
         _ours("litert", ("ai_edge_litert", "tflite_runtime"), (".tflite",), places=(2, 0)),
         # From 1.29 on it reports to its maker unless the variable stands before the import (its docs/Privacy.md).
         _ours("onnxruntime", ("onnxruntime",), (".onnx",), places=(1, 1), environment=(("ORT_DISABLE_TELEMETRY", "1"),)),
+        # Its artefacts are made for one chip, by fer-edge compile, and it runs where it is named.
+        _ours("rknn", ("rknnlite.api", "rknn.api"), (".rknn", ".npz"), device="", general=False),
         _ours("null", device="echo"),
     )
 }
 """Runtimes by name. ``null`` answers from the golden set."""
 
-RUNTIMES = tuple(name for name, engine in ENGINES.items() if engine.suffixes)
-"""Names of our runtimes that open models."""
+RUNTIMES = tuple(name for name, engine in ENGINES.items() if engine.exporter)
+"""Names of our runtimes that open models which are made for any box."""
 
 
 PRECISIONS = ("int8", "fp16", "fp32")

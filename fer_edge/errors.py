@@ -79,7 +79,10 @@ class MissingExtraError(FerEdgeError):
 def importable(package: str) -> bool:
     """Whether a package is there, found without importing it. A mere folder of that name (of models, say) is none: Python
     would take it for a namespace package."""
-    spec = find_spec(package)
+    try:
+        spec = find_spec(package)
+    except ModuleNotFoundError:  # of "a.b", when there is no "a"
+        return False
     return spec is not None and spec.origin is not None
 
 

@@ -18,9 +18,12 @@ from .errors import importable
 
 IMPORT_NAMES = {
     "cyclonedx-python-lib": "cyclonedx",
+    "ethos-u-vela": "ethosu",
     "mlcommons-loadgen": "mlperf_loadgen",
     "opencv-python-headless": "cv2",
     "paho-mqtt": "paho",
+    "rknn-toolkit2": "rknn",
+    "rknn-toolkit-lite2": "rknnlite",
 }
 """Import names of distributions that extras ask for, where the two differ: the metadata of a package that is not installed
 cannot tell, and another one (opencv-python, a Jetson's own OpenCV without metadata) may stand in its place."""

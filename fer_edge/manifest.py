@@ -20,6 +20,8 @@ SCHEMA = 2
 """What is written. Schema 1 (fer-edge 0.1) is read as well: what it lacks has a default, and it becomes schema 2 when
 something is written to the bundle. Schema 2 added ``input.crop``, ``artefacts[].target`` and a label set's ``threshold``."""
 MANIFEST = "manifest.json"
+FOR_COMPILERS = "compilers"
+"""The target of an artefact that no device opens: a float graph from which compilers of NPUs go out."""
 
 _MAX_BYTES = 1 << 22
 MAX_ARTEFACTS = 64

@@ -97,7 +97,12 @@ def describe(bundle: Bundle) -> str:
     return f"{table(facts)}\n\n{table(rows)}"
 
 
-_PURPOSE = {"convert": "convert models, on a host", "bench": "measure speed and accuracy", "ray": "transfer on a cluster"}
+_PURPOSE = {
+    "convert": "convert models, on a host",
+    "bench": "measure speed and accuracy",
+    "ray": "transfer on a cluster",
+    "ethos-u": "compile for Arm's NPUs",
+}
 
 
 def diagnosis_text(found: Diagnosis) -> str:

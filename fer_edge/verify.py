@@ -11,12 +11,12 @@ from typing import Any, Literal, TypeVar
 from . import runtime as rt
 from .bundle import Bundle, Golden, all_files, artefact_files, checked_path, golden_set, label_set, text_projection
 from .classifier import artefact_name, artefact_names, open_session
-from .engines import ENGINES, installed, installed_engine
+from .engines import ENGINES, RUNTIMES, installed, installed_engine
 from .errors import BundleError, EngineError, IntegrityError, MissingExtraError
 from .golden import Parity, measure, with_floors
 from .isolated import crash_of
 from .labels import LabelSet
-from .manifest import Artefact
+from .manifest import FOR_COMPILERS, Artefact
 
 _SLACK = 0.1
 """How much below the parity at conversion an artefact that was allowed to drift may lie on another box."""
@@ -141,7 +141,9 @@ def _row(
     runtime, precision = artefact.runtime, artefact.precision
     if runtime not in ENGINES and not installed(runtime):
         return Row(runtime, precision, "no engine", f"nothing that is installed here offers the runtime {runtime!r}")
-    if artefact.target is not None:
+    if artefact.target == FOR_COMPILERS:
+        return Row(runtime, precision, "no engine", "compilers of NPUs go out from it, and judge what they make of it")
+    if artefact.target is not None and runtime in RUNTIMES and device in (None, "CPU"):
         return Row(runtime, precision, "no engine", f"it was compiled for {artefact.target}; check it there")
     try:
         if installed_engine(runtime).adapter not in sys.modules:
