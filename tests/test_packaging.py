@@ -93,7 +93,8 @@ def test_a_warning_of_the_build_is_seen(source: Path, tmp_path: Path) -> None:
 
 
 def test_extras_are_those_of_the_design(project: dict[str, Any]) -> None:
-    extras = {"openvino", "litert", "onnxruntime", "convert", "bench", "live", "pack", "ray", "all", "dev"}
+    engines = {"openvino", "litert", "onnxruntime", "rknn"}
+    extras = engines | {"convert", "bench", "live", "pack", "ethos-u", "ray", "all", "dev"}
     assert extras == set(project["optional-dependencies"])
     assert {Requirement(d).name for d in project["dependencies"]} == {"numpy", "pillow", "click"}
 

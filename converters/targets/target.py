@@ -68,12 +68,10 @@ class Family(Protocol):
 
 def families() -> dict[str, Family]:
     """Target -> the module of its family."""
-    import fer_edge.converters.targets as package
-
     found: dict[str, Family] = {}
-    for module in pkgutil.iter_modules(package.__path__):
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if module.name not in ("target", "rknn_worker"):
-            family = cast(Family, import_module(f"{package.__name__}.{module.name}"))
+            family = cast(Family, import_module(f".{module.name}", __package__))
             found |= dict.fromkeys(family.TARGETS, family)
     return found
 
