@@ -31,11 +31,14 @@ def write(model: Any, file: Path) -> None:
 
 def pool_where_it_lies(model: Any) -> None:
     """Change a mean over the pixels of a transposed map into one over those of the map itself: (N, H, W, C) -> (N, C, H,
-    W) -> (N, C) is (N, H, W, C) -> (N, C). NPUs have the second alone."""
+    W) -> (N, C) is (N, H, W, C) -> (N, C). NPUs have the second alone. What is left must lie in its order, and the axes may
+    be those of other means too."""
     for transpose, mean in _pairs(model, _OPERATOR.TRANSPOSE, _OPERATOR.MEAN):
-        if not mean.builtinOptions.keepDims:
-            order, axes = (_whole_numbers(model, op.inputs[1]) for op in (transpose, mean))
-            _constant(model, mean.inputs[1]).data = order[axes].astype(np.int32).view(np.uint8)
+        order, axes = (_whole_numbers(model, op.inputs[1]) for op in (transpose, mean))
+        left = np.delete(order, axes)
+        if not mean.builtinOptions.keepDims and (np.diff(left) > 0).all():
+            here = _added(model, order[axes], b"pool/axes")
+            mean.inputs = [mean.inputs[0], here, *mean.inputs[2:]]
             _bypass(model, transpose, mean)
 
 
@@ -114,12 +117,14 @@ def _array(model: Any, tensor: int) -> NDArray[np.float32]:
     return np.frombuffer(bytes(_constant(model, tensor).data), np.float32)
 
 
-def _added(model: Any, array: NDArray[np.floating[Any]], name: bytes) -> int:
-    """A new constant's place among the tensors."""
+def _added(model: Any, array: NDArray[Any], name: bytes) -> int:
+    """A new constant's place among the tensors; whole numbers are kept as int32, others as float32."""
+    whole = np.issubdtype(array.dtype, np.integer)
     buffer, tensor = schema.BufferT(), schema.TensorT()
-    buffer.data = np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint8)
+    buffer.data = np.ascontiguousarray(array, np.int32 if whole else np.float32).reshape(-1).view(np.uint8)
     model.buffers.append(buffer)
-    tensor.shape, tensor.type, tensor.name = list(array.shape), schema.TensorType.FLOAT32, name
+    kind = schema.TensorType.INT32 if whole else schema.TensorType.FLOAT32
+    tensor.shape, tensor.type, tensor.name = list(array.shape), kind, name
     tensor.buffer = len(model.buffers) - 1
     model.subgraphs[0].tensors.append(tensor)
     return len(model.subgraphs[0].tensors) - 1

@@ -174,8 +174,8 @@ def test_drift_is_refused_by_how_much_or_recorded(clip: Path, tmp_path: Path, mo
 
     prepare = conversion._prepare
 
-    def shifted(source: str, plan: Plan) -> Any:
-        material = prepare(source, plan)
+    def shifted(source: str, plan: Plan, name: str) -> Any:
+        material = prepare(source, plan, name)
         with torch.no_grad():
             # The reference was computed before; the exported graph then has its rows in another order.
             last = material.reference.graph.last

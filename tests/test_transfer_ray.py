@@ -163,6 +163,11 @@ def ran(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, s
     return int(end.value.code or 0), out.out, err
 
 
+def words(err: str) -> list[str]:
+    """The lines that a slow machine adds none to: every 20 s one tells how long it has been."""
+    return [line for line in err.splitlines() if not line.startswith("features ... ")]
+
+
 def test_a_cluster_that_runs_already(
     models: Path, faces: Path, head: Head, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,7 +178,7 @@ def test_a_cluster_that_runs_already(
     code, out, err = ran([*command, *cluster, *here, *llm], capfd)
     assert code == 0, err
     assert json.loads(out)["faces"] == 64
-    assert len(err.splitlines()) == 1, err
+    assert len(words(err)) == 1, err
     assert "30broken.jpg" in err
     made = [shard_file(tmp_path / "cache", k).stat().st_mtime_ns for k in range(5)]
     assert ran([*command, *cluster, *here, *llm], capfd)[0] == 0
@@ -187,7 +192,7 @@ def test_a_cluster_that_runs_already(
         code, _, err = ran([*command, *cluster, *more], capfd)
         assert code == 2, err
         assert problem in err
-        assert len(err.splitlines()) == 1, err
+        assert len(words(err)) == 1, err
     code, _, err = ran([*command, "-o", str(tmp_path / "cache"), *here, *llm], capfd)
     assert "are for --engine ray" in err
 
