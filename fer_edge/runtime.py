@@ -156,8 +156,8 @@ class Runtime(Protocol):
     def try_device(self, device: str) -> None:
         """Run a model of one operator on a device. Raises whatever the engine raises when the device does not start."""
 
-    # An adapter may have ``least_kept(device) -> int | None``: the bytes of an artefact from which it keeps what it builds
-    # in ``Options.store`` by itself; None, or no such function: it has nothing to keep.
+    # An adapter may have ``least_kept(device, precision) -> float | None``: the bytes of an artefact from which it keeps
+    # what it builds in ``Options.store`` by itself; None, or no such function: it has nothing to keep.
 
     def open(self, files: Sequence[File | Path], options: Options) -> AdapterSession:
         """Open an artefact, the file to begin with first; :func:`loaded` reads those that are paths. Raises EngineError when
@@ -246,7 +246,7 @@ def open_model(
         for file in opening:
             check_model(file.path, file.content, [other.name for other in opening])
         where = (engine.device or adapter.devices()[0]) if device is None else device
-        kept = _store(adapter, runtime, where, opening, store)
+        kept = _store(adapter, runtime, where, precision, opening, store)
         options = Options(precision, where, threads, execution_precision, kept)
         long = kept is not None or where.upper() != "CPU"
         with announced(f"{runtime} builds {opening[0].name} for {where}") if long else nullcontext():
@@ -263,11 +263,13 @@ def open_model(
     return session
 
 
-def _store(adapter: Runtime, runtime: str, device: str, files: Sequence[File], store: Store | None) -> Store | None:
+def _store(
+    adapter: Runtime, runtime: str, device: str, precision: str, files: Sequence[File], store: Store | None
+) -> Store | None:
     """The store that an adapter is given: where it was asked for, or where the model is so large that it pays."""
     if store is None:
         return None
-    least: int | None = getattr(adapter, "least_kept", lambda device: None)(device)
+    least: float | None = getattr(adapter, "least_kept", lambda *_: None)(device, precision)
     if least is None and store.asked:
         raise UsageError(f"{runtime} on {device} builds nothing that could be kept: leave the cache out")
     size = sum(len(file.content) for file in files)

@@ -124,7 +124,7 @@ def _open(files: Sequence[File | Path], options: Options, profile: str = "") -> 
     return opened
 
 
-def least_kept(device: str) -> int | None:
+def least_kept(device: str, precision: str) -> float | None:
     """Bytes of an artefact from which what was built is kept: TensorRT's engines always. On the CPU an optimised model
     starts no faster than the artefact."""
     return 0 if _provider(device) == _TENSORRT else None

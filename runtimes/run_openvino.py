@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
+from io import BytesIO
+from math import inf
 from pathlib import Path
 from weakref import WeakSet
 
@@ -184,7 +186,7 @@ def _compiled(
         found = store.read(built)
         if found is not None:
             try:
-                return core.import_model(_where_they_lie(found[_BLOB]), device, config), found[_BLOB]
+                return _imported(core, found[_BLOB], device, config), found[_BLOB]
             except (KeyError, RuntimeError) as error:
                 store.remove(built, f"openvino refuses it: {one_line(error)}")
     # From bytes: by its name OpenVINO would take any .bin that lies beside the .xml.
@@ -200,9 +202,18 @@ def _compiled(
     return compiled, weights
 
 
-def least_kept(device: str) -> int:
-    """Bytes of an artefact from which a compiled model is kept."""
-    return LEAST_KEPT
+def _imported(core: ov.Core, blob: bytes, device: str, config: dict[str, object]) -> ov.CompiledModel:
+    """A compiled model from the memory that it lies in; OpenVINO 2025 takes a stream alone, and copies it."""
+    try:
+        return core.import_model(_where_they_lie(blob), device, config)
+    except TypeError:
+        return core.import_model(BytesIO(blob), device, config)
+
+
+def least_kept(device: str, precision: str) -> float:
+    """Bytes of an artefact from which a compiled model is kept by itself. On a CPU it is what int8 needs that takes long: a
+    float model starts as soon as its copy has been hashed."""
+    return LEAST_KEPT if precision == "int8" or not device.upper().startswith("CPU") else inf
 
 
 def _hint(compiled: ov.CompiledModel) -> str:

@@ -192,7 +192,7 @@ def test_a_folder_that_others_may_write_is_not_used(
     assert state.startswith("not kept: ")
     assert np.array_equal(features, right)
     assert sorted(folder.rglob("*")) == before
-    assert len(caplog.records) == 1, "it is said once"
+    assert caplog.text.count("is not kept") == 1, "it is said once"
     if whose == "the folder":
         with pytest.raises(fer_edge.UsageError, match="may be written by others"):
             entries(named)
