@@ -36,7 +36,7 @@ seconds; more work is there at every moment."""
 BEST = 10
 """Percentile of a process's samples that stands for its best moments."""
 
-EXPLAINING = ("cpu", "usable_cores", "cpu_limit", "governors", "power_mode", "board", "engines", "fer_edge")
+EXPLAINING = ("cpu", "usable_cores", "cpu_limit", "governors", "power_mode", "clocks_held", "board", "engines", "fer_edge")
 """Fields of the environment that explain a difference."""
 
 Verdict = Literal["faster", "slower", "within noise"]

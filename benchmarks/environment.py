@@ -18,7 +18,7 @@ from typing import Any
 import fer_edge
 from fer_edge import doctor
 from fer_edge import runtime as rt
-from fer_edge.container import container_limits, text_of
+from fer_edge.container import container_limits, number_of, text_of
 from fer_edge.engines import ENGINES, RUNTIMES
 from fer_edge.errors import importable
 from fer_edge.extras import distributions_of
@@ -52,6 +52,7 @@ WORDS = {
     "frequencies_mhz": "MHz at the start",
     "temperatures_c": "degrees C at the start",
     "power_mode": "power mode",
+    "clocks_held": "clocks held (jetson_clocks)",
     "load_average": "load at the start",
     "engines": "engines",
     "energy": "energy from",
@@ -66,8 +67,9 @@ WORDS = {
 class Environment:
     """``time``: UTC; ``features``: the processor's that matter for inference; ``usable_cores``: those of this process;
     ``cpu_limit`` (processors) and ``memory_limit_mb``: the container's; ``load_average``: over the last minute, before the
-    measurement; ``power_mode``: a Jetson's; ``engines``: by runtime, not imported; ``energy``: the names of the sources, and
-    ``no_energy`` the reason when there is none; ``notes``: what an engineer should know before trusting a figure.
+    measurement; ``power_mode``: a Jetson's, and ``clocks_held``, whether jetson_clocks holds them; ``engines``: by runtime,
+    not imported; ``energy``: the names of the sources, and ``no_energy`` the reason when there is none; ``notes``: what an
+    engineer should know before trusting a figure.
 
     MB are 2**20 bytes. What cannot be read is None or empty."""
 
@@ -94,6 +96,7 @@ class Environment:
     energy: tuple[str, ...]
     no_energy: str
     notes: tuple[str, ...] = ()
+    clocks_held: bool | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -106,6 +109,8 @@ def in_words(name: str, value: object) -> str:
         return ", ".join(f"{v}" if name == "engines" else f"{k} {v}" for k, v in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(f"{v:.0f}" if isinstance(v, float) else str(v) for v in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "" if value is None else str(value)
 
 
@@ -136,6 +141,7 @@ def environment(root: Path = Path("/")) -> Environment:
         temperatures_c=temperatures(root),
         load_average=_load(root),
         power_mode=mode,
+        clocks_held=held_clocks(root),
         engines=engines(),
         energy=tuple(source.name for source in sources),
         no_energy=sensors.no_energy_reason(root),
@@ -146,9 +152,9 @@ def environment(root: Path = Path("/")) -> Environment:
 
 
 def power_mode(root: Path = Path("/"), patience: float = 10.0) -> tuple[str | None, str]:
-    """(a Jetson's power mode or None, what went wrong or ""): by jetson-stats where it is installed, else the mode's number
-    as nvpmodel wrote it down ("pmode:0000")."""
-    written = text_of(root / "var/lib/nvpmodel/status") or None
+    """(a Jetson's power mode or None, what went wrong or ""): by jetson-stats where it is installed, else as nvpmodel wrote
+    its number down ("pmode:0000"), by the name that /etc/nvpmodel.conf gives it."""
+    written = _named_mode(root)
     if find_spec("jtop") is None:
         return written, ""
     if not os.path.exists(root / "run/jtop.sock"):
@@ -165,6 +171,29 @@ def power_mode(root: Path = Path("/"), patience: float = 10.0) -> tuple[str | No
     except (OSError, ValueError, IndexError):
         return written, "jetson-stats did not tell the power mode: its answer is not understood"
     return (mode, "") if isinstance(mode, str) else (written, "")
+
+
+def _named_mode(root: Path) -> str | None:
+    """Lines of nvpmodel.conf: "< POWER_MODEL ID=2 NAME=MAXN_SUPER >" (NVIDIA's Jetson Linux Developer Guide, "Power Mode
+    Controls")."""
+    written = text_of(root / "var/lib/nvpmodel/status") or None
+    number = re.match(r"pmode:0*([0-9]{1,4})\b", written or "")
+    lines = text_of(root / "etc/nvpmodel.conf") or ""
+    names = dict(re.findall(r"^<\s*POWER_MODEL\s+ID=([0-9]{1,4})\s+NAME=(\w{1,60})", lines, re.M))
+    return f"{names[number[1]]} (mode {number[1]})" if number and number[1] in names else written
+
+
+def held_clocks(root: Path = Path("/")) -> bool | None:
+    """Whether a Jetson's clocks are held at their highest, as jetson_clocks does: the lowest frequency that the governors of
+    processor and GPU may choose is the highest one. None on a box that is no Jetson, or does not tell."""
+    if not (text_of(root / "var/lib/nvpmodel/status") or text_of(root / "etc/nv_tegra_release")):
+        return None
+    limits = [sensors.frequency_limits(root)]
+    for gpu in sorted((root / "sys/class/devfreq").glob("*gpu*")):
+        pair = (number_of(gpu / "min_freq"), number_of(gpu / "max_freq"))
+        limits.append(None if None in pair else pair)  # type: ignore[arg-type]
+    known = [pair for pair in limits if pair is not None]
+    return all(low == high for low, high in known) if known else None
 
 
 def engines() -> dict[str, str]:
@@ -224,3 +253,5 @@ def _untested(e: Environment, kinds: Collection[str]) -> Iterator[str]:
         yield f"energy by INA power monitors ({', '.join(e.energy)}): {UNTESTED}: check it against a meter"
     if e.power_mode is not None:
         yield f"the power mode ({e.power_mode}): {UNTESTED}"
+    if e.clocks_held is False:
+        yield "the clocks follow the load; for steady figures: sudo jetson_clocks"

@@ -139,6 +139,11 @@ class PixelStatistics(click.ParamType):  # type: ignore[type-arg]  # generic sin
 )
 @click.option("--symmetric", is_flag=True, help="onnxruntime int8 with symmetric activations, as TensorRT wants.")
 @click.option("--for-targets", is_flag=True, help="Keep a float graph too, which 'fer-edge compile' goes out from.")
+@click.option(
+    "--target",
+    type=click.Choice(["jetson"]),
+    help="jetson: onnxruntime alone, with --symmetric, for TensorRT (docs/jetson.md). --runtime names others beside it.",
+)
 @click.option("--require-all", is_flag=True, help="Write nothing unless every artefact passes its checks.")
 @click.option("--allow-drift", is_flag=True, help="Write artefacts that miss their parity bars; the manifest records it.")
 @click.option("--name", help="Name in the manifest. Default: the output folder's name.")
@@ -160,6 +165,7 @@ def convert(
     precisions: tuple[str, ...],
     input_size: int | None,
     merge_tokens: int,
+    target: str | None,
     **options: Any,
 ) -> None:
     """Convert SOURCE into a bundle and check every artefact against the float reference.
@@ -175,6 +181,9 @@ def convert(
         from .progress import steps
         from .pruning import Pruning
 
+        if target == "jetson":
+            options["symmetric"] = True
+            runtimes = tuple(runtimes) or ("onnxruntime",)
         plan = Plan(
             runtimes=tuple(dict.fromkeys(runtimes)) or RUNTIMES,
             precisions=tuple(dict.fromkeys(precisions)) or ("int8",),

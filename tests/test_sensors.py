@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import fer_edge
 from fer_edge import runtime as rt
 from fer_edge.benchmarks import environment as surroundings
-from fer_edge.benchmarks.environment import engines, environment, power_mode
+from fer_edge.benchmarks.environment import engines, environment, held_clocks, power_mode
 from fer_edge.benchmarks.sensors import (
     NO_SENSOR,
     EnergyMeter,
@@ -757,6 +757,41 @@ def test_jetson_stats_in_trouble(trouble: str, word: str, jetson: Path) -> None:
 def test_a_board_without_power_modes(jetson: Path) -> None:
     (jetson / "site/jtop.py").write_text(JTOP.format("self.nvpmodel = None"))
     assert power_mode(jetson) == ("pmode:0002", "")
+
+
+CONF = """\
+# the modes
+< POWER_MODEL ID=0 NAME=15W >
+CPU_ONLINE CORE_0 1
+< POWER_MODEL ID=2 NAME=MAXN_SUPER >
+"""
+
+
+def test_a_mode_has_the_name_of_nvpmodels_table(tmp_path: Path) -> None:
+    root = built(tmp_path, {"var/lib/nvpmodel/status": "pmode:0002 fmode:fanNull\n", "etc/nvpmodel.conf": CONF})
+    assert power_mode(root) == ("MAXN_SUPER (mode 2)", "")
+    root = built(tmp_path, {"var/lib/nvpmodel/status": "pmode:0007\n"})
+    assert power_mode(root) == ("pmode:0007", "")
+
+
+def test_whether_jetson_clocks_holds_the_clocks(tmp_path: Path) -> None:
+    """Processor and GPU both: the lowest that may be chosen is the highest."""
+    devfreq = "sys/class/devfreq/17000000.gpu"
+    assert held_clocks(built(tmp_path / "none", {f"{CPU}/cpu0/cpufreq/scaling_min_freq": "7\n"})) is None
+    files = {"var/lib/nvpmodel/status": "pmode:0002\n"}
+    assert held_clocks(built(tmp_path / "mute", files)) is None
+    for number, (cpu, gpu, held) in enumerate([("1728000", "1020000000", True), ("729600", "1020000000", False)]):
+        frequencies = {"scaling_min_freq": f"{cpu}\n", "scaling_max_freq": "1728000\n"}
+        files |= {f"{CPU}/cpu{n}/cpufreq/{name}": value for n in range(2) for name, value in frequencies.items()}
+        files |= {f"{devfreq}/min_freq": f"{gpu}\n", f"{devfreq}/max_freq": "1020000000\n"}
+        root = built(tmp_path / str(number), files)
+        assert held_clocks(root) is held
+        state = environment(root)
+        assert state.clocks_held is held
+        assert any("sudo jetson_clocks" in note for note in state.notes) is not held
+    files[f"{devfreq}/min_freq"] = "306000000\n"
+    files |= {f"{CPU}/cpu{n}/cpufreq/scaling_min_freq": "1728000\n" for n in range(2)}
+    assert held_clocks(built(tmp_path / "gpu", files)) is False
 
 
 def test_jetson_stats_without_its_service(jetson: Path) -> None:
