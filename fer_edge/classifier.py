@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from . import runtime as rt
 from .arguments import checked
 from .bundle import Bundle, artefact_contents, check_label_sets, checked_bytes, golden_set, label_set, read_settled
-from .cache import Store
+from .cache import LARGE, Store
 from .decode import MAX_PIXELS
 from .engines import PRECISIONS, RUNTIMES, installed, installed_engine, preferred_order
 from .errors import BundleError, EngineError, ImageError, MissingExtraError, UsageError
@@ -395,6 +395,15 @@ def open_session(
     in :func:`load`."""
     installed_engine(runtime)
     manifest = bundle.manifest
+    store = None
+    if cache is not False:
+        facts = {
+            "bundle": {"name": manifest.name, "version": manifest.version, "digest": digest_of(manifest)},
+            "files": {ref.path: ref.sha256 for ref in artefact.files} if artefact else {},
+        }
+        store = Store(facts, None if cache in (None, True) else Path(os.fspath(cache)), cache is not None)  # type: ignore[arg-type]
+        if artefact is not None and sum(ref.bytes for ref in artefact.files) >= LARGE:
+            store.look_ahead()
     golden = checked_bytes(bundle, manifest.golden.path, manifest.golden.sha256)
     if artefact is None:
         golden_set(bundle)
@@ -405,12 +414,5 @@ def open_session(
     labels = next(len(ref.labels) for ref in manifest.label_sets if ref.name == manifest.default_labels)
     sizes = (*manifest.input.size, manifest.input.channels, manifest.feature_dim, labels if artefact else 0)
     precision = artefact.precision if artefact else "fp32"
-    store = None
-    if cache is not False:
-        facts = {
-            "bundle": {"name": manifest.name, "version": manifest.version, "digest": digest_of(manifest)},
-            "files": {ref.path: ref.sha256 for ref in artefact.files} if artefact else {},
-        }
-        store = Store(facts, None if cache in (None, True) else Path(os.fspath(cache)), cache is not None)  # type: ignore[arg-type]
     signature = rt.signature(*sizes)
     return rt.open_model(runtime, files, precision, device, threads, execution_precision, signature, store)

@@ -19,7 +19,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from fer_edge.cache import Store
+from fer_edge.cache import LARGE, Store
 from fer_edge.errors import EngineError
 from fer_edge.runtime import (
     File,
@@ -37,8 +37,6 @@ from fer_edge.runtime import (
 _IMPORTED_BY = os.getpid()
 _OPEN: WeakSet[_Session] = WeakSet()
 """Sessions that were opened and not closed. A child never destroys those that it inherits."""
-LEAST_KEPT = 16 << 20
-"""Below that a start from what was kept saves less than a tenth of a second, and nobody's home need be written to."""
 _BLOB = "model.blob"
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
@@ -213,7 +211,7 @@ def _imported(core: ov.Core, blob: bytes, device: str, config: dict[str, object]
 def least_kept(device: str, precision: str) -> float:
     """Bytes of an artefact from which a compiled model is kept by itself. On a CPU it is what int8 needs that takes long: a
     float model starts as soon as its copy has been hashed."""
-    return LEAST_KEPT if precision == "int8" or not device.upper().startswith("CPU") else inf
+    return LARGE if precision == "int8" or not device.upper().startswith("CPU") else inf
 
 
 def _hint(compiled: ov.CompiledModel) -> str:
