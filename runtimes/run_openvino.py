@@ -153,8 +153,11 @@ def _open(files: Sequence[File | Path], options: Options, settings: Mapping[str,
     if os.getpid() != _IMPORTED_BY:
         _stay(os.getpid())
     device, wanted = options.device.upper(), options.execution_precision or "fp32"
-    base, known = device.split(".")[0], _devices(core)
-    if base not in {name.split(".")[0] for name in known}:  # AUTO and its kin too: they choose a device without a word
+    base = device.split(".")[0]
+    # Listing them asks the drivers of GPUs and NPUs, which takes longer than a small model's start. AUTO and its kin are no
+    # devices: they choose one without a word.
+    known = ("CPU",) if device == "CPU" else _devices(core)
+    if base not in {name.split(".")[0] for name in known}:
         raise EngineError(f"openvino has no device {device!r} here; there are {', '.join(known)}")
     if wanted not in _HINTS:
         raise EngineError(f"openvino cannot be asked for {wanted!r}; choose one of {', '.join(_HINTS)}")
