@@ -232,7 +232,7 @@ def test_a_precision_that_cannot_be_asked_for_is_an_error(runtime: str) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(fer_edge.EngineError, match="openvino, litert, onnxruntime, null"):
+    with pytest.raises(fer_edge.EngineError, match="openvino, litert, onnxruntime, rknn, null"):
         fer_edge.load(runtime="tensorrt")
     with pytest.raises(fer_edge.UsageError, match="int8, fp16, fp32"):
         fer_edge.load(precision="int4")
