@@ -69,7 +69,7 @@ def _python(job: Job) -> Path:
     """An interpreter that has the toolkit. Raises MissingExtraError or ConversionError."""
     if job.python is None:
         if not present("rknn-toolkit2"):
-            raise MissingExtraError("rknn-toolkit2, which wants an environment of its own (name it: --python)", "rknn")
+            raise MissingExtraError("rknn-toolkit2, which wants an environment of its own (--python names it),", "rknn")
         return Path(sys.executable)
     probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec('rknn') is None)"
     try:
