@@ -144,6 +144,7 @@ class PixelStatistics(click.ParamType):  # type: ignore[type-arg]  # generic sin
     type=click.Choice(["jetson"]),
     help="jetson: onnxruntime alone, with --symmetric, for TensorRT (docs/jetson.md). --runtime names others beside it.",
 )
+@click.option("--report", "with_report", is_flag=True, help="Show each artefact's operators, and what classes of NPUs take.")
 @click.option("--require-all", is_flag=True, help="Write nothing unless every artefact passes its checks.")
 @click.option("--allow-drift", is_flag=True, help="Write artefacts that miss their parity bars; the manifest records it.")
 @click.option("--name", help="Name in the manifest. Default: the output folder's name.")
@@ -166,6 +167,7 @@ def convert(
     input_size: int | None,
     merge_tokens: int,
     target: str | None,
+    with_report: bool,
     **options: Any,
 ) -> None:
     """Convert SOURCE into a bundle and check every artefact against the float reference.
@@ -193,7 +195,7 @@ def convert(
         )
         with steps(screen) as report:
             conversion = run(source, output, plan, report)
-    from fer_edge.report import describe, summary
+    from fer_edge.report import describe, summary, table
 
     bundle, notes = conversion.bundle, list(conversion.notes)
     notes += [
@@ -206,10 +208,19 @@ def convert(
         a.calibration and "augmentations" in a.calibration for a in bundle.manifest.artefacts
     ):
         notes.append("int8 was calibrated with augmentations of one face. Calibrate with your own: --calibration FOLDER")
+    if with_report:
+        from .lint import lint
+        from .lint import table as lint_table
+
+        linted = lint(bundle)
     if as_json:
-        emit({**summary(bundle), "failed": [asdict(failure) for failure in conversion.failed], "notes": notes})
+        told = {**summary(bundle), "failed": [asdict(failure) for failure in conversion.failed], "notes": notes}
+        emit({**told, "operators": [one.to_dict() for one in linted]} if with_report else told)
     else:
         show(describe(bundle))
+        if with_report:
+            show()
+            show(table(lint_table(linted)))
     for note in notes:
         say(f"Note: {note}")
     for failure in conversion.failed:

@@ -83,7 +83,7 @@ def _pairs(model: Any, first: int, second: int) -> Iterator[tuple[Any, Any]]:
     graph = model.subgraphs[0]
     for op in list(graph.operators):
         readers = [other for other in graph.operators if op.outputs[0] in other.inputs]
-        if _kind(model, op) == first and len(readers) == 1 and _kind(model, readers[0]) == second:
+        if kind_of(model, op) == first and len(readers) == 1 and kind_of(model, readers[0]) == second:
             yield op, readers[0]
 
 
@@ -105,7 +105,8 @@ def _forget_tensors(model: Any) -> None:
         end.tensorIndex = place[end.tensorIndex]
 
 
-def _kind(model: Any, op: Any) -> int:
+def kind_of(model: Any, op: Any) -> int:
+    """An operator's number in BuiltinOperator."""
     return int(flatbuffer.get_builtin_code_from_operator_code(model.operatorCodes[op.opcodeIndex]))
 
 

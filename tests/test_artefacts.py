@@ -228,3 +228,24 @@ def test_tflite_supports_schema_reads_the_metadata(kind: str, gray: bool, reques
     assert told["size"] == list(manifest.input.size)
     assert told["unit"] == ["NormalizationOptionsT", [0.0], [1.0]]
     assert told["labels"] == ["labels.txt", 2]
+
+
+def test_operators_are_held_against_the_lists_of_devices(student_bundle: Path, clip_bundle: Path) -> None:
+    """The lint agrees with what Vela leaves (tests/test_targets.py), and knows floats, uint8 pictures and zero points."""
+    from fer_edge.converters.lint import lint, table
+
+    found = {one.artefact: one.to_dict() for one in lint(open_bundle(student_bundle))}
+    assert found.keys() == {f"{r} {p}" for r in ("openvino", "litert", "onnxruntime") for p in ("fp32", "fp16", "int8")}
+    assert found["litert int8"]["devices"]["Ethos-U55/65"]["leaves"] == dict.fromkeys(HEAD, 1)
+    assert found["litert int8"]["devices"]["Ethos-U85"]["leaves"] == dict.fromkeys(HEAD, 1)
+    assert found["litert fp32"]["devices"]["Ethos-U55/65"]["takes"] == 0
+    assert found["onnxruntime fp32"]["devices"]["RKNN"]["leaves"] == {"Cast": 1}
+    assert found["onnxruntime fp32"]["devices"]["TensorRT"]["leaves"] == {}
+    unsigned = found["onnxruntime int8"]["devices"]["TensorRT"]["leaves"]
+    assert set(unsigned) == {"QuantizeLinear", "DequantizeLinear"}, "it wants --symmetric"
+    assert found["openvino int8"]["operators"]["Convolution"] >= 8
+    assert found["openvino int8"]["devices"] == {}
+    others = {one.artefact: one for one in lint(open_bundle(clip_bundle))}
+    assert others["litert int8"].left["Ethos-U55/65"]["FULLY_CONNECTED"] > 4, "of a CLIP: floats"
+    head, *rows = table(list(others.values()))
+    assert all(len(row) == len(head) for row in rows)

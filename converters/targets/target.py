@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,8 +101,10 @@ def ask(command: Sequence[str | Path], what: str, cwd: Path) -> str:
 
 
 def telling(text: str) -> str:
-    """The first line of a compiler's output that names an error, else its last."""
-    lines = ["".join(c for c in line if c.isprintable()).strip() for line in text.replace("\r", "\n").splitlines()]
-    lines = [line.replace("[1;31mE[0m", "").replace("[1;31m", "").replace("[0m", "").strip() for line in lines]
-    errors = [line for line in lines if "rror" in line or line.startswith("E ")]
-    return next(iter(errors or reversed([line for line in lines if line])), "it said nothing")[:300]
+    """The line of a compiler's output that names an error: its last exception, else what it marked, else its last line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).replace("\r", "\n")
+    lines = ["".join(c for c in line if c.isprintable()).strip() for line in plain.splitlines()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line) and "Traceback" not in line]
+    marked = [line for line in lines if line.startswith("E ") and " version: " not in line]
+    found = named[-1:] or marked[:1] or [line for line in lines if line][-1:] or ["it said nothing"]
+    return found[0][:300]
