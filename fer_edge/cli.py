@@ -292,6 +292,7 @@ def verify(bundle: Path | None, runtime: str | None, as_json: bool, **options: A
     from .bundle import open_bundle
     from .classifier import DEFAULT_BUNDLE
     from .engines import installed_engine
+    from .manifest import digest_of
     from .report import verdict_text
     from .verify import Report
     from .verify import verify as run
@@ -299,12 +300,15 @@ def verify(bundle: Path | None, runtime: str | None, as_json: bool, **options: A
     folder = bundle or DEFAULT_BUNDLE
     if runtime:
         installed_engine(runtime)
+    digest = None
     try:
+        opened = open_bundle(folder)
+        digest = digest_of(opened.manifest)
         with status() as progress:
-            report = run(open_bundle(folder), [runtime] if runtime else None, on_row=progress, **options)
+            report = run(opened, [runtime] if runtime else None, on_row=progress, **options)
     except IntegrityError as error:
         report = Report((), (str(error),))
-    emit({"bundle": str(folder), **report.as_json()}) if as_json else show(verdict_text(report))
+    emit({"bundle": str(folder), "digest": digest, **report.as_json()}) if as_json else show(verdict_text(report))
     if not report.ok:
         sys.exit(1)
 

@@ -481,7 +481,7 @@ def test_a_narrow_terminal_cuts_no_number(run: Results) -> None:
         patch.setenv("TERM", "dumb")
         bench_text(run, screen)
     lines = screen.getvalue().splitlines()
-    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("Note"))]
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith(("Where", "Note")))]
     assert max(map(len, table)) <= 80
     row = next(r for r in run.rows if r.scenario == "single-stream")
     assert any(number(row.latency_ms.p50) in line.split() for line in table)

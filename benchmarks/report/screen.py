@@ -137,7 +137,9 @@ def bench_text(results: Results, screen: TextIO) -> None:
     if results.rows:
         head, rows = rows_of(results)
         _table(console, head, rows, wrong=[row[-1] == "WRONG" for row in rows])
-    for text in (*where_lines(results), *accuracy_lines(results), *verdict_texts(results)):
+    for text in where_lines(results):
+        console.print(f"Where: {printable(text)}")
+    for text in (*accuracy_lines(results), *verdict_texts(results)):
         console.print(printable(text))
     for title, rows in profiles(results):
         console.print(f"\n{printable(title)}")
