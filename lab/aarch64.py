@@ -181,7 +181,7 @@ def main(work: Path, processor: str, tests: bool, output: Path | None) -> None:
         from .devices import devices
 
         how = f"python -m lab.aarch64 WORK --processor {processor}"
-        box = f"64-bit ARM, {processor.capitalize()} {PROCESSORS[processor][-1]}, by QEMU"
+        box = f"64-bit ARM, {processor.title()} {PROCESSORS[processor][-1]}, by QEMU"
         told = ["--device", box, "--seen", "emulator", "--how", how, "-o", str(output)]
         inputs = [word for name, file in files.items() for word in (f"--{name}", str(file))]
         devices.main(["add", *told, *inputs], standalone_mode=False)

@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "devices"
 PAGE = ROOT / "docs" / "devices.md"
 MARKS = ("<!-- boxes: python -m lab.devices table -->", "<!-- end of boxes -->")
-HEAD = ("device", "runtime", "precision", "seen", "ms", "MB", "parity", "labels", "answers")
+HEAD = ("device", "runtime", "precision", "seen", "ms", "MB", "parity", "labels", "answers", "bundle")
 
 
 @dataclass(frozen=True)
@@ -242,6 +242,7 @@ def _cells(box: Box, row: DeviceRow) -> list[str]:
         "-" if row.centred_cosine is None else f"{row.centred_cosine:.4f}",
         "-" if row.top1_agreement is None else f"{row.top1_agreement:.0%}",
         "-" if row.answers is None else f"`{row.answers[:8]}`",
+        "-" if box.digest is None else f"`{box.digest[:8]}`",
     ]
 
 
