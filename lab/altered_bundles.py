@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.console import emit
@@ -84,6 +86,28 @@ def spoilt(data: bytes, dice: random.Random) -> bytes:
         lambda: b"",
     )
     return dice.choice(ways)()
+
+
+def other_array(data: bytes, dice: random.Random) -> bytes:
+    """An npy file as numpy writes it, of another shape, type, order or values than the one that is given."""
+    array = np.atleast_1d(np.load(io.BytesIO(data)))
+    ways: tuple[Callable[[], NDArray[Any]], ...] = (
+        lambda: array[:-1],
+        lambda: array[:1],
+        lambda: array[:0],
+        lambda: array[0],
+        lambda: array[..., :-1],
+        lambda: array.reshape(-1),
+        lambda: np.concatenate([array, array]),
+        lambda: np.asfortranarray(array),
+        lambda: array.T,
+        lambda: array.astype("<U3"),
+        lambda: array.astype("<f8") if array.dtype.kind != "U" else array.astype("<U1"),
+        lambda: array[..., None],
+    )
+    stream = io.BytesIO()
+    np.save(stream, dice.choice(ways)())
+    return stream.getvalue()
 
 
 def seal(bundle: Path, manifest: dict[str, Any] | None = None) -> None:
@@ -173,6 +197,8 @@ def alter_arrays(bundle: Path, dice: random.Random) -> str:
     name = dice.choice(sorted(members))
     data = members[name]
     if dice.random() < 0.4:
+        data = other_array(data, dice)
+    elif dice.random() < 0.4:
         data = data.replace(*dice.choice(HEADERS))
     elif dice.random() < 0.5:
         data = data[:128] + dice.choice((b"\x00\x00\xc0\x7f", b"\xff\xff\xff\xff")) * ((len(data) - 128) // 4)

@@ -133,6 +133,21 @@ def test_the_golden_set(
             same(ask(ours, crop), clf.predict(crop), TOLERANCE[precision])
 
 
+def test_a_bundle_in_colour(library: Any, binding: ModuleType, clip: Path, tmp_path: Path) -> None:
+    """A CLIP: three channels, another size, a mean and a deviation in the graph, and gray pictures made RGB."""
+    from fer_edge.converters.convert import Plan, convert
+
+    plan = Plan(projection=clip.parent / "head.pth", runtimes=("openvino",), precisions=("fp32",))
+    bundle = convert(str(clip), tmp_path / "bundle", plan).bundle.folder
+    dice = np.random.default_rng(3)
+    with both(library, binding, bundle, "fp32", "mafw11") as (ours, clf):
+        assert clf.bundle.manifest.input.channels == 3
+        for shape in ((80, 70, 3), (80, 70), (300, 90, 3)):
+            pixels = dice.integers(0, 256, shape, np.uint8)
+            for box in (None, (-9.5, 20, 60, 40), (10, 60, 50.2, 33)):
+                same(ask(ours, pixels, box), clf.predict(pixels, box=box), 1e-6)
+
+
 def photos(data: Path) -> list[tuple[Pixels, Box]]:
     """50 photos, gray and in colour, each with a box from a seed; of every three boxes one reaches out of the picture."""
     dice = np.random.default_rng(5)
