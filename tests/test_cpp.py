@@ -386,6 +386,12 @@ def test_an_altered_bundle_is_refused_by_name(built: Path, bundle: Path, face: P
         assert name in done.stderr
         file.write_bytes(content)
     assert predict(built, bundle, face).returncode == 0
+    manifest = bundle / "manifest.json"
+    content = manifest.read_bytes()
+    for old, new in ((b'"scale": 1.0', b'"scale": 1.1'), (b'"version": "', b'"version": "1'), (b"\n}", b"\n }")):
+        assert content.count(old) == 1 or old == b"\n}"
+        manifest.write_bytes(content.replace(old, new, 1))
+        assert "its digest does not match" in predict(built, bundle, face).stderr
     shutil.rmtree(bundle)
     assert "is not a bundle" in predict(built, bundle, face).stderr
 
