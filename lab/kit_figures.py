@@ -48,10 +48,11 @@ def row(target: str, runtime: str, live: bool, python: str, detector: Path | Non
 @click.command()
 @click.option("--detector", type=click.Path(path_type=Path, exists=True), help="YuNet's weights.")
 @click.option("--python", default=f"{sys.version_info[0]}.{sys.version_info[1]}", help="Of the targets.")
-def main(detector: Path | None, python: str) -> None:
+@click.option("--target", "targets", type=click.Choice(TARGETS), multiple=True, default=TARGETS, help="Default: both.")
+def main(detector: Path | None, python: str, targets: tuple[str, ...]) -> None:
     """Print the table."""
     rows = [["target", "kit", "wheels", "MB", "s to pack", "s to install", "MB installed"]]
-    for target in TARGETS:
+    for target in targets:
         for runtime in RUNTIMES:
             for live in (False, True):
                 rows.append(row(target, runtime, live, python, detector))

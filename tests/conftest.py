@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 LONGEST = (
     *("transfer_ray", "convert", "exactness", "golden", "pruning", "streams", "bench", "compare", "telemetry"),
-    *("transfer_features", "watch", "house", "mqtt", "cli", "docs", "memory", "robustness", "show", "student"),
+    *("transfer_features", "watch", "house", "mqtt", "cli", "docs", "memory", "robustness", "show", "student", "kit"),
 )
 """Files of tests that take long."""
 

@@ -160,6 +160,28 @@ def test_an_installation_that_was_broken_is_made_anew(kit: Path, theirs: Path) -
 
 
 @pytest.mark.kit
+def test_an_installation_that_is_ended_leaves_nothing(kit: Path, tmp_path: Path) -> None:
+    """By Ctrl-C, which every process of a terminal's group gets, and by a full disk."""
+    prefix = tmp_path / "prefix"
+    command: list[str | Path] = ["sh", kit / "install.sh", "--prefix", prefix, "--python", sys.executable]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(prefix.glob("releases/*/venv/bin/python")):
+        assert started.poll() is None
+        time.sleep(0.01)
+    os.killpg(started.pid, signal.SIGINT)
+    _, text = started.communicate(timeout=60)
+    assert (started.returncode, text.splitlines()[-1]) == (130, "Interrupted.")
+    assert list((prefix / "releases").iterdir()) == []
+    if os.getuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    script = f"mount -t tmpfs -o size=40m none {prefix} || exit 9; {shlex.join(map(str, command))}; code=$?"
+    script += f"; ls -A {prefix}/releases; exit $code"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert re.match(r"Error: the packages cannot be installed: .*No space left on device", done.stderr.splitlines()[-1])
+
+
+@pytest.mark.kit
 def test_a_wrong_answer_on_the_box_is_not_put_in_use(kit: Path, theirs: Path, tmp_path: Path) -> None:
     """A kit whose files are whole and whose bundle does not verify: constants of a label set were changed."""
     from dataclasses import replace
@@ -426,7 +448,7 @@ def test_ctrl_c_leaves_nothing(wheels: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("size", [24, 60])
+@pytest.mark.parametrize("size", [24, pytest.param(60, marks=pytest.mark.kit)])
 def test_a_full_disk_is_said_in_a_line(size: int, wheels: Path, tmp_path: Path) -> None:
     """Of 24 MB: fer-edge's own wheel cannot be built there; of 60: the engine has no room."""
     if os.getuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:

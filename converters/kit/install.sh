@@ -78,12 +78,16 @@ told() {
     [ -z "${found:-}" ] || printf ' (it is: %s)' "$(printf '%s' "$found" | tr '\n' ' ')"
 }
 
-# Runs a step that says nothing when it is well; else its last line is the reason.
+# Runs a step that says nothing when it is well; else its first error, or its last line, is the reason. Kept in memory: the
+# disk may be full.
 quietly() {
     what=$1
     shift
-    "$@" >"$release/log" 2>&1 || fail "$what: $(grep -v '^ *$' "$release/log" | tail -n 1 | tr -cd '[:print:]' | cut -c 1-300)"
-    rm -f "$release/log"
+    text=$("$@" 2>&1) || fail "$what: $(reason | tr -cd '[:print:]' | cut -c 1-300)"
+}
+
+reason() {
+    printf '%s\n' "$text" | grep -m 1 '^ERROR: ' || printf '%s\n' "$text" | grep -v '^ *$' | tail -n 1
 }
 
 leave() {
