@@ -18,7 +18,6 @@ from fer_edge.classifier import DEFAULT_BUNDLE
 from fer_edge.converters.kit.pack import Plan, pack
 from fer_edge.converters.kit.target import Target
 from fer_edge.engines import RUNTIMES
-from fer_edge.report import table
 
 TARGETS = ("linux-x86_64", "linux-aarch64")
 
@@ -49,14 +48,14 @@ def row(target: str, runtime: str, live: bool, python: str, detector: Path | Non
 @click.option("--detector", type=click.Path(path_type=Path, exists=True), help="YuNet's weights.")
 @click.option("--python", default=f"{sys.version_info[0]}.{sys.version_info[1]}", help="Of the targets.")
 @click.option("--target", "targets", type=click.Choice(TARGETS), multiple=True, default=TARGETS, help="Default: both.")
-def main(detector: Path | None, python: str, targets: tuple[str, ...]) -> None:
-    """Print the table."""
-    rows = [["target", "kit", "wheels", "MB", "s to pack", "s to install", "MB installed"]]
+@click.option("--runtime", "runtimes", type=click.Choice(RUNTIMES), multiple=True, default=RUNTIMES, help="Default: all.")
+def main(detector: Path | None, python: str, targets: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
+    """Print the table, a row as soon as it is known."""
+    click.echo("target, kit, wheels, MB, s to pack, s to install, MB installed")
     for target in targets:
-        for runtime in RUNTIMES:
+        for runtime in runtimes:
             for live in (False, True):
-                rows.append(row(target, runtime, live, python, detector))
-    click.echo(table(rows))
+                click.echo(", ".join(row(target, runtime, live, python, detector)))
 
 
 if __name__ == "__main__":
