@@ -263,7 +263,7 @@ def announced(what: str, patience: float = 1.5) -> Iterator[None]:
     def tell() -> None:
         if not over.wait(patience):
             told.set()
-            log.warning("%s; this may take minutes", what)
+            log.warning("%s; the first time it may take minutes", what)
 
     thread = threading.Thread(target=tell, name="announcement", daemon=True)
     thread.start()

@@ -249,7 +249,7 @@ def open_model(
         kept = _store(adapter, runtime, where, precision, opening, store)
         options = Options(precision, where, threads, execution_precision, kept)
         long = kept is not None or where.upper() != "CPU"
-        with announced(f"{runtime} builds {opening[0].name} for {where}") if long else nullcontext():
+        with announced(f"{runtime} opens {opening[0].name} on {where}") if long else nullcontext():
             session = Session(adapter.open(opening, options))
         session.cache = kept.state[-1] if kept and kept.state else ""
         problem = "" if expected is None else _difference(session.signature, expected)

@@ -132,6 +132,7 @@ SPOILT: dict[str, Callable[[Path], object]] = {
     "the other entry's model": lambda f: swap(entry_of(f, 1) / "model.blob", entry_of(f, 2) / "model.blob"),
     "the other entry": lambda f: swap(entry_of(f, 1), entry_of(f, 2)),
     "a link": linked,
+    "somebody else's file": lambda f: os.chown(entry_of(f) / "model.blob", 65534, 65534),
     "a file that others may write": lambda f: (entry_of(f) / "model.blob").chmod(0o666),
 }
 
@@ -140,6 +141,8 @@ SPOILT: dict[str, Callable[[Path], object]] = {
 def test_what_was_altered_is_thrown_away_and_built_anew(
     how: str, folder: Path, right: NDArray[np.float32], caplog: pytest.LogCaptureFixture
 ) -> None:
+    if how == "somebody else's file" and os.geteuid() != 0:
+        pytest.skip("only root gives a file away")
     SPOILT[how](folder)
     cache._say.cache_clear()
     with caplog.at_level(logging.WARNING, "fer_edge"):
@@ -178,6 +181,14 @@ def test_only_for_what_it_was_built_from(folder: Path, bundle: Path) -> None:
         assert clf.cache == KEPT
     assert len(entries(folder)) == count + 2
     assert len({entry.facts["bundle"]["digest"] for entry in entries(folder)}) == 2
+
+
+def test_another_processor_begins_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is moved to another box, say."""
+    assert len(cache.processor().rpartition(", ")[2]) == 16
+    assert start(folder)[0] == USED
+    monkeypatch.setattr(cache, "processor", lambda: "another one, with AMX")
+    assert start(folder)[0] == KEPT
 
 
 def test_an_altered_artefact_is_refused_although_its_model_is_kept(folder: Path, bundle: Path) -> None:

@@ -123,12 +123,12 @@ def test_a_long_build_is_announced_within_two_seconds(caplog: pytest.LogCaptureF
         with announced("short", patience=5.0):
             pass
         assert caplog.messages == []
-        with announced("onnxruntime builds a.onnx for Tensorrt", patience=0.02):
+        with announced("onnxruntime opens a.onnx on Tensorrt", patience=0.02):
             end = time.monotonic() + 10
             while not caplog.messages and time.monotonic() < end:
                 time.sleep(0.01)
-            assert caplog.messages == ["onnxruntime builds a.onnx for Tensorrt; this may take minutes"]
-    assert caplog.messages[1].startswith("onnxruntime builds a.onnx for Tensorrt: 0.")
+            assert caplog.messages == ["onnxruntime opens a.onnx on Tensorrt; the first time it may take minutes"]
+    assert caplog.messages[1].startswith("onnxruntime opens a.onnx on Tensorrt: 0.")
     assert announced.__wrapped__.__defaults__[0] <= 1.6  # type: ignore[attr-defined]
 
 
