@@ -91,10 +91,10 @@ class Store:
         that says so."""
         try:
             entry = self._entry(built)
-            if not entry.exists():
+            if not entry.parent.exists():
                 return None
             _check_private(entry.parent)
-            return self._content(entry, built)
+            return self._content(entry, built) if entry.exists() else None
         except (FerEdgeError, OSError) as error:
             self._without(error)
             return None
