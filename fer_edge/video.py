@@ -161,12 +161,13 @@ def _decode_video(path: Path, count: int, budget: Budget) -> list[ImageLike]:
             if not container.streams.video:
                 raise ImageError(f"{path} has no video")
             stream = container.streams.video[0]
-            size = (stream.codec_context.width, stream.codec_context.height)
-            if size[0] * size[1] > most:
-                raise ImageError(
-                    f"{path} has frames of {size[0]} x {size[1]} pixels; the limit is {most:,} pixels: make it smaller, or "
-                    f"raise max_pixels (now {budget.max_pixels:,})"
-                )
+            stored = (stream.codec_context.width, stream.codec_context.height)
+            for size in (stored, square_size(stored, stream.sample_aspect_ratio)):
+                if size[0] * size[1] > most:
+                    raise ImageError(
+                        f"{path} has frames of {size[0]} x {size[1]} pixels; the limit is {most:,} pixels: make it smaller, "
+                        f"or raise max_pixels (now {budget.max_pixels:,})"
+                    )
             # The size may change on the way; decoders count their margins, too.
             stream.codec_context.options = {"max_pixels": str(most + most // 10 + (1 << 16))}
             stream.codec_context.thread_count = 2  # some decoders hold frames for each thread

@@ -132,12 +132,14 @@ def steps_of(o: Options) -> list[Step]:
     words = ("lab.held_out", str(o.train), str(held_out))
     steps.append(_simple("held-out", (o.train,), (held_out,), words))
     rules = ("--error", "0.05", "--face-loss", "0.02", "--runtime", o.runtimes[0])
-    steps.append(Step("calibrate", (converted, held_out), (bundle,), rules, partial(_calibrate, o, rules)))
+    # A bundle's manifest has the hashes of its files: other weights are as large as these.
+    given = (converted / "manifest.json", held_out)
+    steps.append(Step("calibrate", given, (bundle,), rules, partial(_calibrate, o, rules)))
     words = ("fer_edge", "twins", str(o.test), str(o.train), "-o", str(twins))
     steps.append(_simple("twins", (o.test, o.train), (twins,), words, quiet=True))
     made = (out / "figures.json", out / "figures.md")
     words = (*o.runtimes, "robustness" if o.robustness else "")
-    steps.append(Step("figures", (bundle, o.test, twins), made, words, partial(_figures, o)))
+    steps.append(Step("figures", (bundle / "manifest.json", o.test, twins), made, words, partial(_figures, o)))
     return steps
 
 
@@ -364,7 +366,10 @@ def recipe(train: bool, until: str | None, runtimes: tuple[str, ...], **given: A
     published, in one go."""
     options = Options(runtimes=runtimes or RUNTIMES, **given)
     check(options, train)
-    carry_out(steps_of(options), options.output, until)
+    steps = steps_of(options)
+    if until is not None and until not in {step.name for step in steps}:
+        raise UsageError(f"--until {until}: there is no such step here; there are {', '.join(step.name for step in steps)}")
+    carry_out(steps, options.output, until)
     if until in (None, "figures"):
         show("\n".join(table(options.output)))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +14,11 @@ from PIL import Image
 from watching import Kept, Pixels, Planted, Reel, always, face, kinds
 
 import fer_edge
-from fer_edge import Classifier, FaceFinder
+from fer_edge import Classifier, FaceFinder, UsageError
 from fer_edge.live.clock import Spread
 from fer_edge.live.events import Event, Summary
 from fer_edge.live.predictions import Align
-from fer_edge.live.sources import Gap
+from fer_edge.live.sources import Frame, Gap
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,22 @@ def test_a_face_too_small_is_followed_and_not_judged(clf: Classifier, picture: P
     summary = events[-1]
     assert isinstance(summary, Summary)
     assert (summary.faces, summary.classified) == (12, 8)
+
+
+@pytest.mark.parametrize("odd", [0.3, -1e9, math.nan, math.inf])
+def test_a_source_that_goes_back_in_time_is_an_error(odd: float, clf: Classifier, picture: Pixels) -> None:
+    """Ours never do; evidence that is summed over a negative time would change labels, and a variance be negative."""
+
+    class Odd(Reel):
+        def __iter__(self) -> Iterator[Frame | Gap]:
+            for number, moment in enumerate([0.0, 0.1, 0.2, 0.3, 0.4, odd, 0.5]):
+                yield Frame(number, moment, picture, time.monotonic())
+
+    kept = Kept()
+    with pytest.raises(UsageError, match=r"in order of time: frame 5 has .* and the one before it 0\.4 s"):
+        list(fer_edge.watch(Odd([picture] * 7), clf, Planted(always(7, face(10, 10, 40))), outputs=[kept]))
+    assert [event.event for event in kept.events if isinstance(event, Event)] == ["appear", "end"]
+    assert isinstance(kept.events[-1], Summary)
 
 
 def test_a_gap_ends_all_tracks(clf: Classifier, picture: Pixels) -> None:

@@ -83,6 +83,11 @@ def test_from_a_checkpoint_to_figures_and_nothing_twice(data: Path, root: Path, 
     assert "twins:" in later.stderr
     assert later.stdout == done.stdout
 
+    manifest = out / "converted" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": "6"', '"version": "7"'))  # another one, as large
+    called(*words, "--until", "calibrate")
+    assert open_bundle(out / "bundle").manifest.version == "7"
+
 
 @dataclass(frozen=True)
 class QuickRecipe(Recipe):
@@ -146,6 +151,7 @@ def test_the_words_of_the_page(root: Path, tmp_path: Path) -> None:
         (("DATA", "--prior", "0.5", "--checkpoint"), "--prior is for"),
         (("DATA", "--train", "--photos", "."), "there is no GPU here"),
         (("DATA", "--card", "none.md"), "none.md is not there"),
+        (("DATA", "--until", "window", "--checkpoint"), "there are convert, held-out,"),
     ],
 )
 def test_what_is_missing_is_one_line(

@@ -200,6 +200,18 @@ def test_pixels_are_square(aspect: str, stored: tuple[int, int], most: int, face
     assert np.abs(got - expected).mean() < 6
 
 
+def test_pixels_of_a_wild_shape_are_refused(tmp_path: Path) -> None:
+    """Stretching a small frame to a row of two million pixels, and shrinking that, takes gigabytes."""
+    pytest.importorskip("av")
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        pytest.skip("needs ffmpeg (apt-get install ffmpeg)")
+    wild = ["-f", "lavfi", "-i", "testsrc=size=64x48:duration=0.2", "-vf", "setsar=9000/1:max=9000", "-c:v", "ffv1"]
+    subprocess.run([ffmpeg, "-v", "error", *wild, str(tmp_path / "a.mkv")], check=True)
+    with pytest.raises(fer_edge.ImageError, match=r"a\.mkv has frames of 576000 x 48 pixels; the limit is"):
+        fer_edge.sample_frames(tmp_path / "a.mkv", 2)
+
+
 def test_a_long_video_is_read(tmp_path: Path, face: Image.Image) -> None:
     """However large its file is: it is not held as a whole, as a picture would be, and that is still refused."""
     film(tmp_path / "a.mp4", face, None)

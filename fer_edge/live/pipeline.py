@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fer_edge.classifier import Classifier, Prediction
-from fer_edge.errors import ImageError
+from fer_edge.errors import ImageError, UsageError
 from fer_edge.image import Box, face_corners, to_inputs
 
 from .clock import Laps
@@ -79,6 +79,7 @@ class Pipeline:
         self._window, self._align, self._least_eyes = window, align, least_eyes
         self._tracks: dict[int, _Track] = {}
         self._size: tuple[int, int] | None = None
+        self._time = -math.inf
         self.count = 0
 
     def step(self, frame: Frame, *, dropped: int = 0, due: float | None = None) -> Step:
@@ -88,7 +89,13 @@ class Pipeline:
         and as much time has gone into classifying as into finding the faces, the faces that are left are followed, not
         classified. The tracks whose last classification is oldest come first, so that each has its turn.
 
-        ``dropped``: of the frame's source, until now; it stands in the step."""
+        ``dropped``: of the frame's source, until now; it stands in the step.
+
+        Raises UsageError for a frame that is earlier than the one before it."""
+        if not self._time <= frame.time < math.inf:  # evidence would grow without an end, and variances fall below 0
+            before = "" if self._time == -math.inf else f", and the one before it {self._time:g} s"
+            raise UsageError(f"frames must come in order of time: frame {frame.number} has {frame.time:g} s{before}")
+        self._time = frame.time
         laps = Laps()
         self._fit(frame.size)
         faces = self._finder.find_frame(frame)
@@ -114,7 +121,8 @@ class Pipeline:
         return Step(frame, tuple(events), tuple(states), classified, stages, age, dropped)
 
     def end(self, moment: float, number: int) -> list[Event]:
-        """End all tracks at ``moment``, seconds of the medium."""
+        """End all tracks at ``moment``, seconds of the medium; time may begin anew after it."""
+        self._time = -math.inf
         return self._end(self._tracker.end(), moment, number)
 
     def _fit(self, size: tuple[int, int]) -> None:

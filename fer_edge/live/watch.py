@@ -57,7 +57,8 @@ def watch(
 
     Raises UsageError for arguments that make no sense, at once; at the first ``next`` what ``open_source`` and
     ``FaceFinder`` raise, and SourceError for a single photo, in which nobody can be followed; later UsageError when the
-    classifier is closed meanwhile, EngineError when the engine answers with NaN, ImageError when the source breaks."""
+    classifier is closed meanwhile or a source of yours goes back in time, EngineError when the engine answers with NaN,
+    ImageError when the source breaks."""
     for name, value in (("window", window), ("least_eyes", least_eyes), ("seconds", seconds or 0.0)):
         if not 0 <= value < math.inf:
             raise UsageError(f"{name} must be a number of at least 0; got {value}")
