@@ -464,6 +464,26 @@ def test_a_full_disk_is_said_in_a_line(size: int, wheels: Path, tmp_path: Path) 
     assert done.stderr == "Error: kit cannot be written: No space left on device\n"
 
 
+def test_a_disk_that_pip_fills_is_said_in_a_line(wheels: Path, tmp_path: Path) -> None:
+    """What pip itself says of it is many lines, or that it found nothing."""
+    if os.getuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    code = (
+        "import sys; from pathlib import Path; from fer_edge.errors import UsageError\n"
+        "from fer_edge.files import disk_errors\n"
+        "from fer_edge.converters.kit import target, wheels\n"
+        "box, folder = target.Target(*sys.argv[1:3]), Path('.partial-x')\n"
+        "folder.mkdir()\n"
+        "try:\n"
+        "    with disk_errors(Path('kit')): wheels.download(['numpy'], box, folder / 'wheels', Path(sys.argv[3]))\n"
+        "except UsageError as error: print(error)"
+    )
+    command = shlex.join([sys.executable, "-c", code, MACHINE, HERE, str(wheels)])
+    script = f"mount -t tmpfs -o size=8m none {tmp_path} && cd {tmp_path} && {command}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    assert done.stdout == "kit cannot be written: No space left on device\n", done.stdout + done.stderr
+
+
 def planted(folder: Path, name: str, version: str, *needs: str, tag: str = "py3-none-any") -> None:
     """A wheel with nothing but metadata."""
     about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(f"Requires-Dist: {n}\n" for n in needs)
