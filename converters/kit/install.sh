@@ -91,10 +91,9 @@ reason() {
 }
 
 leave() {
-    status=$?
     trap - EXIT
     [ -z "${release:-}" ] || [ -f "$release/complete" ] || rm -rf "$release"
-    exit "$status"
+    exit "${status:-2}"
 }
 
 # One name for another in one step.
@@ -165,7 +164,7 @@ main() {
         fail "$prefix cannot be written; name a folder of yours: --prefix DIR"
     before=$(readlink "$prefix/current" 2>/dev/null || true)
     release=$prefix/releases/$name
-    trap leave EXIT
+    trap 'status=$?; leave' EXIT
     trap 'say "Interrupted."; exit 130' INT
     trap 'say "Terminated."; exit 143' TERM HUP
     if [ -f "$release/complete" ] && verify >/dev/null 2>&1; then
