@@ -25,6 +25,8 @@ H.264, MPEG-4 and AV1, 24 for HEVC of 10 bits; 30 for H.264 with 16 reference fr
 MAX_FRAMES = 1 << 16
 """Frames that are picked from one video at most; the paper takes 16."""
 
+_MANY_JPEGS = (".mjpeg", ".mjpg")
+"""Videos that are one JPEG after the other."""
 _PICTURE_STARTS = (b"GIF8", b"\x89PNG", b"BM", b"\xff\x0a", b"\0\0\0\x0cJXL ")
 _PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
 
@@ -87,7 +89,8 @@ def is_picture(path: Path) -> bool:
         start = file.read(16)
     webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
     brand = start[4:8] == b"ftyp" and start[8:12] in _PICTURE_BRANDS
-    return start.startswith(_PICTURE_STARTS) or webp or brand or path.suffix.lower() in IMAGE_SUFFIXES
+    jpeg = start[:3] == b"\xff\xd8\xff" and path.suffix.lower() not in _MANY_JPEGS
+    return start.startswith(_PICTURE_STARTS) or webp or brand or jpeg or path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def square_size(stored: tuple[int, int], aspect: Any) -> tuple[int, int]:

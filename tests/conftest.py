@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 LONGEST = (
-    *("transfer_ray", "convert", "exactness", "golden", "pruning", "streams", "bench", "compare", "telemetry"),
+    *("transfer_ray", "cpp", "convert", "exactness", "golden", "pruning", "streams", "bench", "compare", "telemetry"),
     *("transfer_features", "watch", "house", "mqtt", "cli", "docs", "memory", "robustness", "show", "student", "kit"),
 )
 """Files of tests that take long."""

@@ -18,7 +18,7 @@ from test_image import LYING, turned
 import fer_edge
 from fer_edge.decode import MAX_PIXELS
 from fer_edge.image import to_input
-from fer_edge.video import segment_middles
+from fer_edge.video import is_picture, segment_middles
 
 
 @pytest.mark.parametrize("name", ["WolfgangLanger_Pexels.mp4", "again.mkv", "no_face.mp4"])
@@ -224,3 +224,9 @@ def test_a_long_video_is_read(tmp_path: Path, face: Image.Image) -> None:
     (tmp_path / "a.gif").write_bytes(b"GIF89a" + bytes(16 << 20))
     with pytest.raises(fer_edge.ImageError, match="the limit for a picture"):
         fer_edge.sample_frames(tmp_path / "a.gif", 3, max_pixels=most * 9)
+
+
+def test_a_jpeg_needs_no_ending_to_be_a_picture(face: Image.Image, tmp_path: Path) -> None:
+    for name, picture in {"photo": True, "photo.dat": True, "many.mjpeg": False, "many.MJPG": False}.items():
+        face.save(tmp_path / name, "JPEG")
+        assert is_picture(tmp_path / name) is picture
