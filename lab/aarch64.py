@@ -141,7 +141,7 @@ def inside(root: Path, processor: str, arguments: Sequence[str]) -> list[str]:
         "19",
         "proot",
         "-q",
-        "qemu-aarch64-static",
+        f"qemu-aarch64-static -cpu {processor}",
         "-r",
         str(root),
         *bound,
