@@ -20,7 +20,7 @@ from .target import GLIBC, MACHINES, Target
     "pack",
     cls=Command,
     examples=(
-        "fer-edge pack default -o kit --target linux-aarch64 --python 3.11 --runtime litert --with live",
+        "fer-edge pack -o kit --target linux-aarch64 --python 3.11 --with live",
         "fer-edge pack my-bundle/ -o slim/ --runtime litert",
     ),
     needs={
