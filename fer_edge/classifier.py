@@ -358,7 +358,7 @@ def choose_artefact(bundle: Bundle, runtime: str | None, precision: str | None) 
     if runtime is not None:
         installed_engine(runtime)
     candidates = [runtime] if runtime is not None else [name for name in preferred_order() if installed(name)]
-    if runtime is not None:  # what was compiled for a device runs where somebody says so
+    if runtime is not None and runtime not in RUNTIMES:  # an engine of devices alone opens what was compiled for one
         compiled = {(a.runtime, a.precision): a for a in bundle.manifest.artefacts if a.target not in (None, FOR_COMPILERS)}
         table = {**compiled, **table}
     for name in candidates:
