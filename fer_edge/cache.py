@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FerEdgeError, UsageError, importable
-from .files import clear_partials, disk_errors, locked, open_file, partial_folder
+from .files import clear_partials, disk_errors, locked, open_file, partial_folder, user_cache
 
 LIMIT = 2 << 30
 """Bytes of all entries together. What was used longest ago goes first; a larger one is not kept."""
@@ -47,14 +47,8 @@ def user_folder() -> Path:
             "the package platformdirs, which knows the user's cache, is missing: pip install platformdirs, or "
             "name a folder: --cache FOLDER"
         )
-    from platformdirs import user_cache_path
-
-    try:
-        folder = user_cache_path("fer-edge", appauthor=False)
-        homeless = not folder.is_absolute()  # no HOME, and a user whom the system does not know: "~" is left as it is
-    except RuntimeError:  # of newer releases, in that case
-        homeless = True
-    if homeless:
+    folder = user_cache()
+    if folder is None:
         raise UsageError("this user has no home, so there is no cache; name a folder, or go without: --cache off")
     return folder / "engines"
 

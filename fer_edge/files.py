@@ -292,3 +292,15 @@ def disk_errors(file: Path) -> Iterator[None]:
 
 def _concerns(named: Path, file: Path) -> bool:
     return named in (file, *file.parents) or any(part.startswith(PARTIAL) for part in named.parts)
+
+
+def user_cache() -> Path | None:
+    """The folder for what can be had again, of the user who runs this, whether it is there or not; None for one without a
+    home. Needs the package platformdirs."""
+    from platformdirs import user_cache_path
+
+    try:
+        folder = user_cache_path("fer-edge", appauthor=False)
+    except RuntimeError:  # of newer releases, where the system does not know the user
+        return None
+    return folder if folder.is_absolute() else None  # older ones leave "~" as it is

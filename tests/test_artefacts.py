@@ -94,12 +94,17 @@ def test_reference_kernels_give_what_the_fast_ones_give(student_bundle: Path) ->
     interpreter = Interpreter(
         str(student_bundle / "litert-int8.tflite"), experimental_op_resolver_type=OpResolverType.BUILTIN_REF
     )
+    interpreter.allocate_tensors()
+    (at,) = (part["index"] for part in interpreter.get_tensor_details() if part["name"].endswith("share/reach"))
+    step = interpreter.get_tensor(at) / 127  # of 8 bits, of each channel of the feature
     reference = interpreter.get_signature_runner()
     session = open_model("litert", [student_bundle / "litert-int8.tflite"], "int8", None, 1)
     try:
         for crop in golden.crops[:8]:
             exact = reference(image=crop[None])["feature"][0]
-            np.testing.assert_allclose(session.run(crop[None])[0], exact, atol=0.05 * np.abs(exact).max())
+            difference = np.abs(session.run(crop[None])[0] - exact) / step
+            assert difference.max() < 3.5
+            assert difference.mean() < 0.5
     finally:
         session.close()
 

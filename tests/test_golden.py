@@ -236,7 +236,7 @@ def test_an_artefact_for_another_packages_runtime_is_not_checked_here(bundle: Pa
 
     opened = open_bundle(bundle)
     first, *others = opened.manifest.artefacts
-    foreign = replace(opened.manifest, artefacts=(replace(first, runtime="rknn"), *others))
+    foreign = replace(opened.manifest, artefacts=(replace(first, runtime="acme"), *others))
     report = verify(replace(opened, manifest=foreign))
     assert (report.rows[0].status, report.ok) == ("no engine", True)
-    assert "offers the runtime 'rknn'" in report.rows[0].problem
+    assert "offers the runtime 'acme'" in report.rows[0].problem

@@ -420,8 +420,10 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("option", [None, "--show", "--metrics"])
-def test_nobody_listens_unasked(option: str | None, portrait: Path, yunet: Path) -> None:
-    arguments = ["watch", str(portrait), "--detector", str(yunet), *([option, "0"] if option else [])]
+def test_nobody_listens_unasked(option: str | None, portrait: Path, yunet: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(portrait.read_bytes())
+    arguments = ["watch", str(tmp_path), "--detector", str(yunet), *([option, "0"] if option else [])]
     done = subprocess.run([sys.executable, "-c", LISTENS, *arguments], capture_output=True, text=True)
     assert ("a socket was opened" in done.stderr) is bool(option)
     assert done.returncode == (2 if option else 0), done.stderr

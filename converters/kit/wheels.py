@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from email.message import Message
 from email.parser import Parser
 from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -262,7 +263,7 @@ def download(
 
 def _pip(arguments: Sequence[str], folder: Path, problem: str) -> None:
     """Run pip, whose temporary files lie in ``folder``. Raises UsageError: ``problem``, and pip's reason."""
-    if not importable("pip"):
+    if PathFinder.find_spec("pip") is None:  # find_spec itself wakes a hook of setuptools, which may warn
         raise MissingExtraError("pip, which downloads wheels,", "pack")
     temporary = folder / "pip"
     temporary.mkdir(exist_ok=True)

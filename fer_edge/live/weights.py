@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from fer_edge.console import need_extra, shortened
 from fer_edge.errors import UsageError
-from fer_edge.files import check_target, clear_partials, disk_errors, locked, write_bytes
+from fer_edge.files import check_target, clear_partials, disk_errors, locked, user_cache, write_bytes
 
 if TYPE_CHECKING:
     from urllib.request import OpenerDirector
@@ -61,14 +61,8 @@ _PART = 1 << 14
 def place(weights: Weights) -> Path:
     """Where they lie in the user's cache, whether they are there or not. Raises UsageError where a user has none."""
     need_extra("platformdirs", extra="live")
-    from platformdirs import user_cache_path
-
-    try:
-        folder = user_cache_path("fer-edge", appauthor=False)
-        homeless = not folder.is_absolute()  # no HOME, and a user whom the system does not know: "~" is left as it is
-    except RuntimeError:  # of newer releases, in that case
-        homeless = True
-    if homeless:
+    folder = user_cache()
+    if folder is None:
         raise UsageError("this user has no home, so there is no cache; name the detector's file: --detector FILE")
     return folder / "detectors" / weights.file
 
