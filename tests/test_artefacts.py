@@ -100,13 +100,14 @@ def test_reference_kernels_give_what_the_fast_ones_give(student_bundle: Path) ->
     reference = interpreter.get_signature_runner()
     session = open_model("litert", [student_bundle / "litert-int8.tflite"], "int8", None, 1)
     try:
-        for crop in golden.crops[:8]:
-            exact = reference(image=crop[None])["feature"][0]
-            difference = np.abs(session.run(crop[None])[0] - exact) / step
-            assert difference.max() < 3.5
-            assert difference.mean() < 0.5
+        exact = np.stack([reference(image=crop[None])["feature"][0] for crop in golden.crops])
+        fast = np.stack([session.run(crop[None])[0] for crop in golden.crops])
     finally:
         session.close()
+    assert (np.abs(fast - exact) / step).mean() < 1
+    ours, theirs = fast - exact.mean(0), exact - exact.mean(0)
+    cosines = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+    assert cosines.mean() > 0.995
 
 
 def test_onnx_says_what_it_is_and_asks_for_nothing_that_it_has_not(student_bundle: Path, clip_bundle: Path) -> None:
