@@ -75,7 +75,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="a folder on a local disk")
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--phases", type=shares, default=PHASES, metavar="A,B,C", help="other shares of the minutes")
     parser.add_argument("--epochs", type=int, help="of every training, instead of what the clock allows")
     parser.add_argument("--views", type=int, help=f"instead of what the clock allows (at most {VIEWS})")
     parser.add_argument("--faces", type=int, help="only so many, to try things out")
@@ -98,14 +97,6 @@ def main() -> None:
         if missing:
             parser.error(f"{options.start} holds no {', '.join(missing)}")
     everything(options)
-
-
-def shares(text: str) -> tuple[float, ...]:
-    """Of ``--phases``."""
-    found = tuple(float(part) for part in text.split(","))
-    if len(found) != len(PHASES) or not 0 < found[0] < found[1] < found[2] <= 1:
-        raise argparse.ArgumentTypeError("three growing shares of 1, as in 0.44,0.525,0.975")
-    return found
 
 
 @dataclass
@@ -133,7 +124,7 @@ class Run:
 
 def everything(options: argparse.Namespace) -> None:
     """All phases, whatever happens to one of them."""
-    deadlines = [START + share * 60 * options.minutes for share in options.phases]
+    deadlines = [START + share * 60 * options.minutes for share in PHASES]
     options.work.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
